@@ -1,0 +1,314 @@
+package masq
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// FindingCode names a kind of finding; metrics and scripts match on it.
+type FindingCode string
+
+// The findings that Plan can make.
+const (
+	// PodRangesUnknown: no Pod range was given, so every forwarded source counts.
+	PodRangesUnknown FindingCode = "PodRangesUnknown"
+	// ClusterRangeNotListed: the user's list alone does not cover a range of
+	// the cluster. It is exempt all the same, unless upstream's behaviour was
+	// asked for.
+	ClusterRangeNotListed FindingCode = "ClusterRangeNotListed"
+	// LocalRouteMasqueraded: the node has Pods behind a route that is not
+	// exempt, so traffic between its own Pods is translated.
+	LocalRouteMasqueraded FindingCode = "LocalRouteMasqueraded"
+)
+
+// Finding is something that the person who wrote the configuration should
+// know, though the plan stands.
+type Finding struct {
+	Code    FindingCode `json:"code"`
+	Message string      `json:"message"`
+	Origin  Origin      `json:"origin"`
+}
+
+// Plan turns a configuration into the rule set that the kernel is to hold. It
+// is a pure function: the same input gives the same output, and the order in
+// which ranges are listed changes nothing but FamilyRules.Returns.
+//
+// It fails only when the configuration cannot be kept on this node.
+func Plan(cfg Config, opts Options, facts Facts) (RuleSet, []Finding, error) {
+	rs := RuleSet{
+		Chain:            opts.Chain,
+		AnySource:        opts.UpstreamCompat,
+		EnforceExempt:    cfg.EnforceNonMasquerade,
+		OutputInterfaces: slices.Compact(slices.Sorted(slices.Values(cfg.OutputInterfaces))),
+		RandomFully:      opts.RandomFully,
+		Ports:            slices.Clone(opts.Ports),
+	}
+	cluster := ClusterOf(cfg, opts)
+	var findings []Finding
+	families := []Family{IPv4}
+	if opts.IPv6 {
+		families = append(families, IPv6)
+	}
+	for _, family := range families {
+		fr := FamilyRules{Family: family}
+		if !opts.UpstreamCompat {
+			fr.Pods = mergePrefixes(cluster.Pod, family)
+		}
+		snat, err := snatAddress(cfg.SNATAddress, family, facts)
+		if err != nil {
+			return RuleSet{}, nil, err
+		}
+		fr.SNAT = snat
+
+		listed := exemptByLists(cfg, family)
+		fr.Exempt = listed
+		if !opts.UpstreamCompat {
+			fr.Exempt = merge(append(slices.Clone(listed), mergePrefixes(cluster.All(), family)...))
+		}
+		fr.Returns = returns(cfg, opts, family, listed, fr.Exempt, cluster)
+		rs.Families = append(rs.Families, fr)
+
+		findings = append(findings, clusterFindings(cfg, opts, family, listed, cluster)...)
+		findings = append(findings, localRouteFindings(family, fr, facts)...)
+	}
+	if len(cluster.Pod) == 0 && !opts.UpstreamCompat {
+		findings = append(findings, Finding{
+			Code:    PodRangesUnknown,
+			Message: "the cluster's Pod ranges are not known, so every source that is not this node's own address counts as a Pod; give --pod-cidrs (or the key podCIDRs) to translate Pods only",
+			Origin:  Origin{Source: "flag --pod-cidrs"},
+		})
+	}
+	return rs, findings, nil
+}
+
+// ClusterOf joins the cluster's ranges from flags and from the config.
+func ClusterOf(cfg Config, opts Options) ClusterRanges {
+	return ClusterRanges{
+		Node:    slices.Concat(opts.Cluster.Node, cfg.Cluster.Node),
+		Pod:     slices.Concat(opts.Cluster.Pod, cfg.Cluster.Pod),
+		Service: slices.Concat(opts.Cluster.Service, cfg.Cluster.Service),
+	}
+}
+
+// masqueradeOnly reports whether only the listed destinations are translated.
+func masqueradeOnly(cfg Config) bool {
+	return cfg.Masquerade != nil && !cfg.NonMasqueradeGiven
+}
+
+// listedRange is one entry of the two lists, with what it asks for.
+type listedRange struct {
+	Range
+	masquerade bool
+}
+
+// lists returns every entry that decides by longest prefix: link-local, the
+// non-masquerade list and the masquerade list.
+func lists(cfg Config, family Family) []listedRange {
+	var out []listedRange
+	if exemptLinkLocal(cfg, family) {
+		out = append(out, listedRange{Range: Range{family.LinkLocal(), Origin{Source: "link-local"}}})
+	}
+	add := func(ranges []Range, masquerade bool) {
+		out = slices.Grow(out, len(ranges))
+		for _, r := range ranges {
+			if FamilyOf(r.Prefix.Addr()) == family {
+				out = append(out, listedRange{r, masquerade})
+			}
+		}
+	}
+	if !masqueradeOnly(cfg) {
+		add(cfg.NonMasquerade, false)
+	}
+	add(cfg.Masquerade, true)
+	return out
+}
+
+func exemptLinkLocal(cfg Config, family Family) bool {
+	if family == IPv4 {
+		return !cfg.MasqLinkLocal
+	}
+	return !cfg.MasqLinkLocalIPv6
+}
+
+// exemptByLists applies "the longest prefix wins, a tie masquerades" to the
+// whole address space at once: prefixes nest or are disjoint, so one sweep in
+// address order with a stack of the open ones sees each address's longest.
+func exemptByLists(cfg Config, family Family) []Interval {
+	entries := lists(cfg, family)
+	slices.SortFunc(entries, func(a, b listedRange) int {
+		return cmp.Or(
+			a.Prefix.Addr().Compare(b.Prefix.Addr()),
+			cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()),
+			compareBool(a.masquerade, b.masquerade), // the later one of a tie is the inner one
+		)
+	})
+	type open struct {
+		last   netip.Addr
+		exempt bool
+	}
+	all := intervalOf(family.Everything())
+	stack := []open{{all.Last, masqueradeOnly(cfg)}}
+	exempt := make([]Interval, 0, len(entries)+1)
+	cursor := all.First
+	// emit gives [cursor, last] the verdict of the innermost open prefix.
+	emit := func(last netip.Addr) {
+		if top := stack[len(stack)-1]; top.exempt && cursor.IsValid() && cursor.Compare(last) <= 0 {
+			exempt = append(exempt, Interval{cursor, last})
+		}
+		cursor = last.Next() // the zero Addr after the last address of all
+	}
+	for _, e := range entries {
+		iv := intervalOf(e.Prefix)
+		for stack[len(stack)-1].last.Compare(iv.First) < 0 {
+			emit(stack[len(stack)-1].last)
+			stack = stack[:len(stack)-1]
+		}
+		if cursor.Compare(iv.First) < 0 {
+			emit(iv.First.Prev())
+		}
+		stack = append(stack, open{iv.Last, !e.masquerade})
+	}
+	for len(stack) > 0 {
+		if cursor.IsValid() {
+			emit(stack[len(stack)-1].last)
+		}
+		stack = stack[:len(stack)-1]
+	}
+	return merge(exempt)
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// returns lays the exemptions out rule by rule. With a masquerade list there
+// is no upstream order to keep, and disjoint prefixes need none.
+func returns(cfg Config, opts Options, family Family, listed, exempt []Interval, cluster ClusterRanges) []Return {
+	var out []Return
+	if cfg.Masquerade != nil {
+		for _, iv := range exempt {
+			for _, p := range iv.Prefixes() {
+				out = append(out, Return{Prefix: p})
+			}
+		}
+		return out
+	}
+	for _, e := range lists(cfg, family) {
+		out = append(out, Return{Prefix: e.Prefix})
+	}
+	if opts.UpstreamCompat {
+		return out
+	}
+	var missing []netip.Prefix
+	for _, r := range cluster.All() {
+		if FamilyOf(r.Prefix.Addr()) == family && !covers(listed, r.Prefix) {
+			missing = append(missing, r.Prefix)
+		}
+	}
+	slices.SortFunc(missing, netip.Prefix.Compare)
+	for _, p := range slices.Compact(missing) {
+		out = append(out, Return{Prefix: p, Cluster: true})
+	}
+	return out
+}
+
+func clusterFindings(cfg Config, opts Options, family Family, listed []Interval, cluster ClusterRanges) []Finding {
+	var out []Finding
+	check := func(kind string, ranges []Range) {
+		for _, r := range ranges {
+			if FamilyOf(r.Prefix.Addr()) != family || covers(listed, r.Prefix) {
+				continue
+			}
+			outcome := "it is exempt all the same, as a range of the cluster"
+			if opts.UpstreamCompat {
+				outcome = "with --compat=upstream it is masqueraded, which breaks traffic inside the cluster"
+			}
+			advice := "add it to the list"
+			if masqueradeOnly(cfg) {
+				advice = "take it out of masqueradeCIDRs"
+			}
+			out = append(out, Finding{
+				Code: ClusterRangeNotListed,
+				Message: fmt.Sprintf("nonMasqueradeCIDRs does not fully cover the %s CIDR range %s (from %s): %s; %s",
+					kind, r.Prefix, r.Origin, outcome, advice),
+				Origin: r.Origin,
+			})
+		}
+	}
+	check("node", cluster.Node)
+	check("Pod", cluster.Pod)
+	check("Service", cluster.Service)
+	return out
+}
+
+func localRouteFindings(family Family, fr FamilyRules, facts Facts) []Finding {
+	var exposed []string
+	for _, route := range facts.LocalRoutes {
+		if FamilyOf(route.Prefix.Addr()) == family && !covers(fr.Exempt, route.Prefix) {
+			exposed = append(exposed, fmt.Sprintf("%s dev %s", route.Prefix, route.Interface))
+		}
+	}
+	if len(exposed) == 0 {
+		return nil
+	}
+	const show = 4
+	more := ""
+	if len(exposed) > show {
+		more = fmt.Sprintf(" and %d more", len(exposed)-show)
+		exposed = exposed[:show]
+	}
+	return []Finding{{
+		Code: LocalRouteMasqueraded,
+		Message: fmt.Sprintf("nonMasqueradeCIDRs does not fully cover the Pod CIDR ranges: this node routes to %s%s and none of it is exempt, so traffic between its Pods gets the node's address; add the cluster's node and Pod ranges to the list, or give --node-cidrs and --pod-cidrs",
+			strings.Join(exposed, ", "), more),
+		Origin: Origin{Source: "node routes"},
+	}}
+}
+
+// snatAddress picks the node's own address inside the wished-for prefix: the
+// lowest one, so that the choice does not move.
+func snatAddress(wanted []Range, family Family, facts Facts) (netip.Addr, error) {
+	var chosen netip.Addr
+	for _, w := range wanted {
+		if FamilyOf(w.Prefix.Addr()) != family {
+			continue
+		}
+		var have []string
+		for _, a := range facts.Addresses {
+			addr := a.Prefix.Addr()
+			if FamilyOf(addr) != family {
+				continue
+			}
+			have = append(have, addr.String())
+			if w.Prefix.Contains(addr) && (!chosen.IsValid() || addr.Less(chosen)) {
+				chosen = addr
+			}
+		}
+		if !chosen.IsValid() {
+			slices.Sort(have)
+			return netip.Addr{}, &SNATAddressError{Wanted: w, Have: have}
+		}
+	}
+	return chosen, nil
+}
+
+// SNATAddressError says that the node has no address inside the configured
+// snatAddress.
+type SNATAddressError struct {
+	Wanted Range
+	Have   []string
+}
+
+func (e *SNATAddressError) Error() string {
+	return fmt.Sprintf("%s: snatAddress %s: this node has no address in it; it has %s. Write one of them, or a range that holds one on every node",
+		e.Wanted.Origin, e.Wanted.Prefix, strings.Join(e.Have, ", "))
+}

@@ -1,0 +1,106 @@
+package masq
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+)
+
+// RuleSet is what the kernel is to hold: the whole of it, and nothing that
+// depends on a backend. Two configurations that mean the same give equal
+// rule sets, apart from FamilyRules.Returns, which keeps the file's order for
+// the iptables backend.
+type RuleSet struct {
+	// Chain is the iptables chain's name; nftables does not use it.
+	Chain string
+	// AnySource translates whatever the source is, as upstream does. Without
+	// it only Pod sources are translated, and nothing that goes to a local,
+	// multicast, broadcast or anycast destination.
+	AnySource bool
+	// EnforceExempt makes exemptions binding for other agents' rules too.
+	EnforceExempt bool
+	// OutputInterfaces limits translation to these interfaces, sorted; empty
+	// means all.
+	OutputInterfaces []string
+	// RandomFully and Ports choose the source port.
+	RandomFully bool
+	Ports       []PortRange
+	// Families holds the rules of IPv4 and, when it is enabled, IPv6.
+	Families []FamilyRules
+}
+
+// FamilyRules are the rules of one address family.
+type FamilyRules struct {
+	Family Family
+	// Pods are the sources that are translated, merged and sorted. Empty
+	// means that the Pod ranges are not known: then every source counts that
+	// is not an address of the node itself.
+	Pods []Interval
+	// Exempt are the destinations that keep the Pod's address, merged and
+	// sorted: the complete answer, with the longest prefix already applied.
+	Exempt []Interval
+	// Returns says the same for rule-by-rule backends: link-local, then the
+	// user's list in file order, then the cluster ranges that it leaves out.
+	Returns []Return
+	// SNAT is the address to translate to; the zero Addr means masquerade,
+	// that is, the address of the outgoing interface.
+	SNAT netip.Addr
+}
+
+// Return is one exemption of a rule-by-rule backend.
+type Return struct {
+	Prefix netip.Prefix
+	// Cluster marks a range that the user's list does not hold.
+	Cluster bool
+}
+
+// Of returns the rules of a family, if the rule set has it.
+func (r RuleSet) Of(f Family) (FamilyRules, bool) {
+	for _, fr := range r.Families {
+		if fr.Family == f {
+			return fr, true
+		}
+	}
+	return FamilyRules{}, false
+}
+
+// Canonical is the rule set as text, a line a fact: equal for equal meaning.
+func (r RuleSet) Canonical() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "chain %s\nany-source %t\nenforce-exempt %t\nrandom-fully %t\n",
+		r.Chain, r.AnySource, r.EnforceExempt, r.RandomFully)
+	for _, i := range r.OutputInterfaces {
+		fmt.Fprintf(&b, "output-interface %s\n", i)
+	}
+	for _, p := range r.Ports {
+		fmt.Fprintf(&b, "ports %s\n", p)
+	}
+	var line []byte
+	intervals := func(word string, list []Interval) {
+		for _, iv := range list {
+			line = append(append(line[:0], word...), ' ')
+			line = iv.First.AppendTo(line)
+			line = append(line, '-')
+			line = append(iv.Last.AppendTo(line), '\n')
+			b.Write(line)
+		}
+	}
+	for _, f := range r.Families {
+		fmt.Fprintf(&b, "family %s\n", f.Family)
+		if f.SNAT.IsValid() {
+			fmt.Fprintf(&b, "snat %s\n", f.SNAT)
+		}
+		intervals("pods", f.Pods)
+		intervals("exempt", f.Exempt)
+	}
+	return b.Bytes()
+}
+
+// Hash identifies the meaning of the rule set: the first 16 hex digits of the
+// SHA-256 of Canonical.
+func (r RuleSet) Hash() string {
+	sum := sha256.Sum256(r.Canonical())
+	return hex.EncodeToString(sum[:8])
+}
