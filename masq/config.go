@@ -108,7 +108,7 @@ type Config struct {
 	NonMasquerade []Range
 	// NonMasqueradeGiven tells a given (perhaps empty) list from the defaults.
 	NonMasqueradeGiven bool
-	// Masquerade is the inverse list: destinations that are translated. Nil
+	// Masquerade is the inverse list: destinations that are translated; empty
 	// when not given. The longest prefix of both lists wins, and a tie
 	// masquerades. Without a given NonMasquerade list, only these
 	// destinations are translated.

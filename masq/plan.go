@@ -95,7 +95,7 @@ func ClusterOf(cfg Config, opts Options) ClusterRanges {
 
 // masqueradeOnly reports whether only the listed destinations are translated.
 func masqueradeOnly(cfg Config) bool {
-	return cfg.Masquerade != nil && !cfg.NonMasqueradeGiven
+	return len(cfg.Masquerade) > 0 && !cfg.NonMasqueradeGiven
 }
 
 // listedRange is one entry of the two lists, with what it asks for.
@@ -194,7 +194,7 @@ func compareBool(a, b bool) int {
 // is no upstream order to keep, and disjoint prefixes need none.
 func returns(cfg Config, opts Options, family Family, listed, exempt []Interval, cluster ClusterRanges) []Return {
 	var out []Return
-	if cfg.Masquerade != nil {
+	if len(cfg.Masquerade) > 0 {
 		for _, iv := range exempt {
 			for _, p := range iv.Prefixes() {
 				out = append(out, Return{Prefix: p})

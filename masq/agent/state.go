@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"sordino/masq"
+)
+
+// stateFile is the one file in the state folder.
+const stateFile = "state.json"
+
+// state is what survives the agent: enough to start from when the
+// configuration is broken, and to go on counting generations.
+type state struct {
+	Saved      time.Time     `json:"saved"`
+	Generation uint64        `json:"generation"`
+	Hash       string        `json:"hash"`
+	Arguments  []string      `json:"arguments"`
+	Config     *masq.Config  `json:"config,omitempty"`
+	Rules      *masq.RuleSet `json:"rules,omitempty"`
+}
+
+// SavedArguments returns the command line of the agent that last used the
+// state folder; none when there was no such agent.
+func SavedArguments(dir string) ([]string, error) {
+	s, err := readState(dir)
+	return s.Arguments, err
+}
+
+func readState(dir string) (state, error) {
+	var s state
+	text, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &s)
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("reading the state of an earlier run: %w", err)
+	}
+	return s, nil
+}
+
+func (a *Agent) restore() {
+	if a.StateDir == "" {
+		return
+	}
+	s, err := readState(a.StateDir)
+	if err != nil {
+		a.Log.Warn("the last good configuration is not available; delete the file if this goes on", "error", err)
+	}
+	a.saved, a.generation = s, s.Generation
+}
+
+// save remembers what was applied. The rules are in the kernel already, so a
+// state folder that cannot be written costs a warning and nothing else.
+func (a *Agent) save(log *slog.Logger, status *Status) {
+	good := status.ConfigError == "" && status.PlanError == ""
+	same := a.saved.Hash == a.hash && a.saved.Generation == a.generation && reflect.DeepEqual(a.saved.Arguments, a.Arguments)
+	if a.StateDir == "" || !good || same && a.saved.Config != nil && configEqual(*a.saved.Config, a.config) {
+		return
+	}
+	config, rules := a.config, a.rules
+	s := state{time.Now().UTC(), a.generation, a.hash, a.Arguments, &config, &rules}
+	err := writeState(a.StateDir, s)
+	// Remembered even when it could not be written: one warning is enough.
+	a.saved = s
+	status.StateError = ""
+	if err != nil {
+		status.StateError = err.Error()
+		log.Warn("saving the last good configuration; a restart with a broken file would start from the defaults", "error", err)
+	}
+}
+
+func writeState(dir string, s state) error {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, stateFile+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once renamed
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(dir, stateFile)); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func configEqual(a, b masq.Config) bool { return reflect.DeepEqual(a, b) }
+
+// LastGood returns the configuration that the agent with this state folder
+// last had in force, and when it was saved; nil when there is none.
+func LastGood(dir string) (*masq.Config, time.Time, error) {
+	s, err := readState(dir)
+	return s.Config, s.Saved, err
+}

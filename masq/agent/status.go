@@ -1,0 +1,39 @@
+package agent
+
+import (
+	"time"
+
+	"sordino/masq"
+)
+
+// Status is what the agent tells of itself, at /status and by the status
+// command.
+type Status struct {
+	Ready   bool   `json:"ready"`
+	Backend string `json:"backend"`
+	// Generation and Hash are what is desired, the Applied ones what the
+	// kernel was last seen to hold.
+	Generation        uint64 `json:"generation"`
+	Hash              string `json:"hash"`
+	AppliedGeneration uint64 `json:"appliedGeneration"`
+	AppliedHash       string `json:"appliedHash"`
+	// ConfigFrom says what the configuration in force is made from.
+	ConfigFrom string   `json:"configFrom"`
+	Files      []string `json:"files,omitempty"`
+	Warnings   []string `json:"warnings,omitempty"`
+	// Findings are what the configuration's author should know.
+	Findings []masq.Finding `json:"findings,omitempty"`
+	// Unreadable names other rules that could not be looked into.
+	Unreadable []string `json:"unreadable,omitempty"`
+	// ConfigError, PlanError, LastError and StateError are empty when reading
+	// the configuration, planning it for this node, the last apply and saving
+	// went well.
+	ConfigError string    `json:"configError,omitempty"`
+	PlanError   string    `json:"planError,omitempty"`
+	LastError   string    `json:"lastError,omitempty"`
+	StateError  string    `json:"stateError,omitempty"`
+	LastSuccess time.Time `json:"lastSuccess,omitzero"`
+}
+
+// Status returns the status after the last reconciliation.
+func (a *Agent) Status() Status { return *a.status.Load() }
