@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"sordino/masq/foreign"
+	"sordino/masq/iptables"
+	"sordino/masq/nftables"
+)
+
+// cleanup removes what either backend may have left. Nothing of anybody
+// else's is touched.
+func cleanup(ctx context.Context, inv *invocation) (err error) {
+	f := inv.flags
+	warning, err := unhookWarning(ctx, inv)
+	if err != nil {
+		return err
+	}
+	if warning != "" {
+		inv.log.Warn(warning)
+	}
+	removed := []string{}
+	remove := func(b kernel) error {
+		what, err := b.Remove(ctx, f.dryRun)
+		removed = append(removed, what...)
+		return errors.Join(err, b.Close())
+	}
+	var errs []error
+	if b, err := nftables.New(nftables.Options{Table: ownTable, Log: inv.log}); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, remove(b))
+	}
+	for _, flavour := range iptables.Flavours(ctx) {
+		b, err := iptables.New(ctx, iptables.Options{Flavour: flavour, Chain: f.chain, Log: inv.log})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, remove(b))
+	}
+	report := struct {
+		DryRun  bool     `json:"dryRun"`
+		Removed []string `json:"removed"`
+		Warning string   `json:"warning,omitempty"`
+	}{f.dryRun, removed, warning}
+	return errors.Join(inv.print(report, func(w io.Writer) {
+		word := "removed"
+		if f.dryRun {
+			word = "would remove"
+		}
+		for _, r := range removed {
+			fmt.Fprintf(w, "%s %s\n", word, r)
+		}
+		if len(removed) == 0 {
+			fmt.Fprintln(w, "there is nothing of ours on this node")
+		}
+	}), errors.Join(errs...))
+}
+
+// unhookWarning tells when removing our table would take connection tracking
+// off this node's packets while translated flows are alive: their next packet
+// would then leave with the Pod's address.
+func unhookWarning(ctx context.Context, inv *invocation) (warning string, err error) {
+	own, err := nftables.New(nftables.Options{Table: ownTable, Log: inv.log})
+	if err != nil {
+		return "", nil // no nftables, so no table of ours that could be the last
+	}
+	defer closing(&err, own)
+	held, err := own.Held(ctx)
+	if err != nil || held.Hash == "" {
+		return "", err
+	}
+	node, err := foreign.Open(foreign.Options{Log: inv.log, OwnTable: ownTable, Chains: []string{inv.flags.chain}})
+	if err != nil {
+		return "", err
+	}
+	defer closing(&err, node)
+	users, err := node.ConntrackUsers(ctx)
+	if err != nil || len(users) > 0 {
+		return "", err
+	}
+	flows, err := node.TranslatedFlows(ctx)
+	if err != nil || flows == 0 {
+		return "", err
+	}
+	return fmt.Sprintf("nothing else on this node uses connection tracking, and %d translated connections are alive: removing our table breaks them", flows), nil
+}

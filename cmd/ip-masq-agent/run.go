@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"sordino/masq/agent"
+	"sordino/masq/configfile"
+	"sordino/masq/foreign"
+	"sordino/masq/node"
+)
+
+// pollInterval is how often the config is looked at when no file notification
+// arrives, as on file systems that have none.
+const pollInterval = 10 * time.Second
+
+func runAgent(ctx context.Context, inv *invocation) (err error) {
+	f := inv.flags
+	// The agent is idle nearly always: a small heap that is collected early
+	// costs nothing that anybody would notice.
+	debug.SetGCPercent(50)
+	inv.log.Info("starting", "version", version, "config", f.config, "args", strings.Join(os.Args[1:], " "))
+
+	backend, err := openBackend(ctx, f, inv.log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, backend)
+	others, err := foreign.Open(foreign.Options{Log: inv.log, OwnTable: ownTable, Chains: []string{f.chain}})
+	if err != nil {
+		return err
+	}
+	defer closing(&err, others)
+	here, err := node.Open()
+	if err != nil {
+		return err
+	}
+	defer closing(&err, here)
+
+	a := agent.New(agent.Settings{
+		Options:        f.options,
+		Source:         &fileSource{path: f.config, settings: f.settings(), log: inv.log},
+		Backend:        backend,
+		Predecessors:   predecessors{others, backend.keep},
+		Node:           here,
+		StateDir:       f.stateDir,
+		Arguments:      inv.arguments,
+		ResyncInterval: f.resyncInterval,
+		Log:            inv.log,
+	})
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	if f.httpAddress != "" {
+		serving.Go(func() { agent.Serve(ctx, f.httpAddress, a.Handler(), inv.log) })
+	}
+	return a.Run(ctx)
+}
+
+// closing joins what closing says to what the function returns.
+func closing(err *error, c interface{ Close() error }) { *err = errors.Join(*err, c.Close()) }
+
+// fileSource is the agent's configuration in files.
+type fileSource struct {
+	path     string
+	settings configfile.Settings
+	log      logger
+}
+
+func (f *flags) settings() configfile.Settings {
+	return configfile.Settings{ReservedRanges: f.reserved, IPv6: f.ipv6}
+}
+
+func (s *fileSource) Load() (agent.Loaded, error) {
+	result, err := configfile.Load(s.path, s.settings)
+	if err != nil {
+		rejected := &agent.Rejected{Err: err}
+		for _, p := range configfile.Problems(err) {
+			rejected.Reasons = append(rejected.Reasons, p.Reason)
+		}
+		return agent.Loaded{}, rejected
+	}
+	loaded := agent.Loaded{Config: result.Config, Files: result.Files}
+	for _, w := range result.Warnings {
+		loaded.Warnings = append(loaded.Warnings, w.String())
+	}
+	return loaded, nil
+}
+
+func (s *fileSource) Watch(ctx context.Context, changed func()) error {
+	return configfile.Watch(ctx, s.path, pollInterval, changed, s.log)
+}
+
+// predecessors removes other agents' rules, but never the chain that our own
+// iptables backend writes.
+type predecessors struct {
+	node *foreign.Node
+	keep []foreign.Keep
+}
+
+func (p predecessors) Remove(ctx context.Context) (removed, unreadable []string, err error) {
+	gone, unreadable, err := p.node.RemoveLeftovers(ctx, p.keep)
+	for _, l := range gone {
+		removed = append(removed, fmt.Sprintf("%s: %s chain %s (%s iptables) with %d rules and %d jumps", l.Agent, l.Family, l.Chain, l.Flavour, l.Rules, l.Jumps))
+	}
+	return removed, unreadable, err
+}
+
+func (p predecessors) Watch(ctx context.Context, touched func()) error {
+	return p.node.Watch(ctx, touched)
+}

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sordino/lab"
+)
+
+// A kept lab lives in the namespaces of one process, the holder. It answers on
+// a socket that the outer process made, because its own mounts are elsewhere.
+
+// The descriptors that the outer process hands to the holder.
+const (
+	listenerFD = 3
+	readyFD    = 4
+)
+
+// request is what a command asks the holder; its standard streams come along
+// as descriptors.
+type request struct {
+	Op  string   `json:"op"` // "exec", "status" or "down"
+	Pod string   `json:"pod,omitempty"`
+	Cmd []string `json:"cmd,omitempty"`
+	Env []string `json:"env,omitempty"`
+	Dir string   `json:"dir,omitempty"`
+}
+
+// response ends an answer.
+type response struct {
+	Exit  int      `json:"exit"`
+	Error string   `json:"error,omitempty"`
+	Names []string `json:"names,omitempty"`
+	PID   int      `json:"pid,omitempty"`
+}
+
+// socketPath is per user, in a folder that only the user can enter.
+func socketPath() (string, error) {
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = filepath.Join(os.TempDir(), fmt.Sprintf("sordino-%d", os.Getuid()))
+	} else {
+		dir = filepath.Join(dir, "sordino")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making the folder of the lab's socket: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return "", err
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); !ok || int(s.Uid) != os.Getuid() || !info.IsDir() || info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("the folder %s must be this user's, and closed to others", dir)
+	}
+	return filepath.Join(dir, "lab.sock"), nil
+}
+
+// startHolder runs the demo in a process of its own that stays, and returns
+// when the demo is through.
+func startHolder(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	path, err := socketPath()
+	if err != nil {
+		return err
+	}
+	// One kept lab a user: a new one takes the place of the old.
+	if _, err := ask(ctx, request{Op: "down"}, nil); err != nil && !errors.Is(err, errNoLab) {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("making the lab's socket: %w", err)
+	}
+	listener.SetUnlinkOnClose(false)
+	defer listener.Close()
+	file, err := listener.File()
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	ready, readyWriter, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ready.Close()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd, err := isolated(args, false)
+	if err != nil {
+		return errors.Join(err, readyWriter.Close())
+	}
+	// The demo's output comes through a pipe that is closed when it is through.
+	cmd.ExtraFiles = []*os.File{file, readyWriter}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return errors.Join(startError(err), readyWriter.Close(), os.Remove(path))
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	_ = readyWriter.Close()
+	_, err = io.Copy(stdout, ready)
+	if !stop() {
+		_ = cmd.Wait()
+		return errors.Join(err, os.Remove(path), ctx.Err())
+	}
+	if _, askErr := ask(ctx, request{Op: "status"}, nil); askErr != nil {
+		_ = cmd.Wait()
+		return errors.Join(errors.New("the lab did not stay up"), err, os.Remove(path))
+	}
+	self := filepath.Base(os.Args[0])
+	fmt.Fprintf(stdout, "\nThe network stays up. Enter a Pod, a node or the service:\n  %[1]s lab exec pod-1a -- CMD\nSee what there is, and take it down:\n  %[1]s lab status\n  %[1]s lab down\n", self)
+	return err
+}
+
+// hold serves the socket until it is told to stop.
+func hold(ctx context.Context, l *lab.Lab) error {
+	listener, err := net.FileListener(os.NewFile(listenerFD, "listener"))
+	if err != nil {
+		return fmt.Errorf("taking over the lab's socket: %w", err)
+	}
+	defer listener.Close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(ctx, func() { listener.Close() })()
+	// Nothing more is said on the terminal that started us.
+	if null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0); err == nil {
+		for fd := range 3 {
+			_ = unix.Dup3(int(null.Fd()), fd, 0)
+		}
+		_ = null.Close()
+	}
+	if err := unix.Close(readyFD); err != nil {
+		return fmt.Errorf("telling that the lab is up: %w", err)
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("serving the lab's socket: %w", err)
+		}
+		running.Go(func() {
+			defer conn.Close()
+			serve(ctx, l, conn.(*net.UnixConn), stop)
+		})
+	}
+}
+
+func serve(ctx context.Context, l *lab.Lab, conn *net.UnixConn, stop func()) {
+	var answer response
+	r, files, err := receive(conn)
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	switch {
+	case err != nil:
+		answer.Error = err.Error()
+	case r.Op == "status":
+		answer.Names, err = l.Names()
+		answer.PID = os.Getpid()
+	case r.Op == "down":
+		err = l.Remove()
+		defer stop()
+	case r.Op == "exec" && len(files) == 3 && len(r.Cmd) > 0:
+		answer.Exit, err = execute(ctx, l, r, files, conn)
+	default:
+		err = fmt.Errorf("the lab does not know the request %q", r.Op)
+	}
+	if err != nil {
+		answer.Error = err.Error()
+	}
+	_ = json.NewEncoder(conn).Encode(answer)
+}
+
+// receive reads one request and the descriptors that come with it.
+func receive(conn *net.UnixConn) (r request, files []*os.File, err error) {
+	buffer, oob := make([]byte, 1<<20), make([]byte, unix.CmsgSpace(3*4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(buffer, oob)
+	if err != nil {
+		return r, nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return r, nil, err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return r, files, err
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "stream"))
+		}
+	}
+	reader := bufio.NewReader(io.MultiReader(newReader(buffer[:n]), conn))
+	line, err := reader.ReadBytes('\n')
+	if err != nil {
+		return r, files, err
+	}
+	return r, files, json.Unmarshal(line, &r)
+}
+
+func newReader(b []byte) io.Reader {
+	r, w := io.Pipe()
+	go func() { _, _ = w.Write(b); w.Close() }()
+	return r
+}
+
+// execute runs a command inside a namespace of the lab. It ends when the
+// command does, or when whoever asked goes away.
+func execute(ctx context.Context, l *lab.Lab, r request, files []*os.File, conn net.Conn) (int, error) {
+	ns, err := l.Namespace(r.Pod)
+	if err != nil {
+		names, _ := l.Names()
+		return 1, fmt.Errorf("there is no %q in the lab; there are %v", r.Pod, names)
+	}
+	cmd := exec.Command(r.Cmd[0], r.Cmd[1:]...)
+	cmd.Env, cmd.Dir = r.Env, r.Dir
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = files[0], files[1], files[2]
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := ns.Do(cmd.Start); err != nil {
+		return 127, fmt.Errorf("running %s in %s: %w", r.Cmd[0], r.Pod, err)
+	}
+	kill := func(s syscall.Signal) { _ = syscall.Kill(-cmd.Process.Pid, s) }
+	defer context.AfterFunc(ctx, func() { kill(syscall.SIGKILL) })()
+	go func() {
+		// One byte is a signal's number; the end means that the caller is gone.
+		one := make([]byte, 1)
+		for {
+			if _, err := conn.Read(one); err != nil {
+				kill(syscall.SIGKILL)
+				return
+			}
+			kill(syscall.Signal(one[0]))
+		}
+	}()
+	err = cmd.Wait()
+	var ended *exec.ExitError
+	if errors.As(err, &ended) {
+		if status, ok := ended.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+			return 128 + int(status.Signal()), nil
+		}
+		return ended.ExitCode(), nil
+	}
+	return 0, err
+}
+
+// errNoLab says that there is no holder.
+var errNoLab = errors.New("there is no kept lab; start one with \"sordino demo --keep\"")
+
+// ask sends a request to the holder and waits for its answer. Signals that
+// arrive meanwhile are passed on.
+func ask(ctx context.Context, r request, files []*os.File) (response, error) {
+	var answer response
+	path, err := socketPath()
+	if err != nil {
+		return answer, err
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return answer, errNoLab
+	}
+	if err != nil {
+		return answer, fmt.Errorf("reaching the kept lab: %w", err)
+	}
+	defer conn.Close()
+	text, err := json.Marshal(r)
+	if err != nil {
+		return answer, err
+	}
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	if _, _, err := conn.WriteMsgUnix(append(text, '\n'), unix.UnixRights(fds...), nil); err != nil {
+		return answer, fmt.Errorf("asking the kept lab: %w", err)
+	}
+	if r.Op != "exec" {
+		_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	}
+	defer context.AfterFunc(ctx, func() { _, _ = conn.Write([]byte{byte(syscall.SIGINT)}) })()
+	if err := json.NewDecoder(conn).Decode(&answer); err != nil {
+		return answer, fmt.Errorf("the kept lab went away: %w", err)
+	}
+	if answer.Error != "" {
+		return answer, errors.New(answer.Error)
+	}
+	return answer, nil
+}

@@ -1,0 +1,215 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+
+	"sordino/internal/netns"
+)
+
+// port is where every target listens.
+const port = 7000
+
+// observer stands in one namespace and tells everybody who calls which address
+// it sees them with.
+type observer struct {
+	closers []interface{ Close() error }
+	done    sync.WaitGroup
+
+	mu    sync.Mutex
+	pings map[string]netip.Addr // by token
+	news  *sync.Cond
+}
+
+// observe listens for TCP, UDP and ICMP of both families.
+func observe(ns *netns.NS) (*observer, error) {
+	o := &observer{pings: map[string]netip.Addr{}}
+	o.news = sync.NewCond(&o.mu)
+	var tcp net.Listener
+	var udp net.PacketConn
+	var ping4, ping6 *icmp.PacketConn
+	err := ns.Do(func() (err error) {
+		if tcp, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", port)); err != nil {
+			return err
+		}
+		o.closers = append(o.closers, tcp)
+		if udp, err = net.ListenPacket("udp", fmt.Sprintf("[::]:%d", port)); err != nil {
+			return err
+		}
+		o.closers = append(o.closers, udp)
+		if ping4, err = icmp.ListenPacket("ip4:icmp", "0.0.0.0"); err != nil {
+			return err
+		}
+		o.closers = append(o.closers, ping4)
+		if ping6, err = icmp.ListenPacket("ip6:ipv6-icmp", "::"); err != nil {
+			return err
+		}
+		o.closers = append(o.closers, ping6)
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listening for probes: %w", err), o.Close())
+	}
+	o.done.Go(func() { o.serveTCP(tcp) })
+	o.done.Go(func() { serveUDP(udp) })
+	o.done.Go(func() { o.servePings(ping4, 1) })
+	o.done.Go(func() { o.servePings(ping6, 58) })
+	return o, nil
+}
+
+func (o *observer) Close() error {
+	var errs []error
+	for _, c := range o.closers {
+		errs = append(errs, c.Close())
+	}
+	o.done.Wait()
+	return errors.Join(errs...)
+}
+
+func (o *observer) serveTCP(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = fmt.Fprintln(c, addrOf(c.RemoteAddr()))
+		_ = c.Close()
+	}
+}
+
+func serveUDP(c net.PacketConn) {
+	buffer := make([]byte, 512)
+	for {
+		_, from, err := c.ReadFrom(buffer)
+		if err != nil {
+			return
+		}
+		_, _ = c.WriteTo([]byte(addrOf(from).String()+"\n"), from)
+	}
+}
+
+func (o *observer) servePings(c *icmp.PacketConn, protocol int) {
+	buffer := make([]byte, 1500)
+	for {
+		n, from, err := c.ReadFrom(buffer)
+		if err != nil {
+			return
+		}
+		m, err := icmp.ParseMessage(protocol, buffer[:n])
+		if err != nil || m.Type != ipv4.ICMPTypeEcho && m.Type != ipv6.ICMPTypeEchoRequest {
+			continue
+		}
+		if echo, ok := m.Body.(*icmp.Echo); ok {
+			o.mu.Lock()
+			o.pings[string(echo.Data)] = addrOf(from)
+			o.mu.Unlock()
+			o.news.Broadcast()
+		}
+	}
+}
+
+// pinged waits for an echo request with the token.
+func (o *observer) pinged(ctx context.Context, token string) (netip.Addr, error) {
+	defer context.AfterFunc(ctx, o.news.Broadcast)()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for {
+		if a, ok := o.pings[token]; ok {
+			return a, nil
+		}
+		if ctx.Err() != nil {
+			return netip.Addr{}, ctx.Err()
+		}
+		o.news.Wait()
+	}
+}
+
+func addrOf(a net.Addr) netip.Addr {
+	var ip net.IP
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ip = a.IP
+	case *net.UDPAddr:
+		ip = a.IP
+	case *net.IPAddr:
+		ip = a.IP
+	}
+	addr, _ := netip.AddrFromSlice(ip)
+	return addr.Unmap()
+}
+
+// probe sends one probe and returns the address that the other side saw.
+func probe(ctx context.Context, from *netns.NS, protocol string, to netip.Addr, target *observer) (netip.Addr, error) {
+	if protocol == "icmp" {
+		return ping(ctx, from, to, target)
+	}
+	var conn net.Conn
+	err := from.Do(func() (err error) {
+		// The dialer must not hand the work to other threads: an address needs
+		// no resolver, and one address no race of families.
+		conn, err = (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, protocol, netip.AddrPortFrom(to, port).String())
+		return err
+	})
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if protocol == "udp" {
+		if _, err := conn.Write([]byte("who am I?\n")); err != nil {
+			return netip.Addr{}, err
+		}
+	}
+	answer := make([]byte, 128)
+	n, err := conn.Read(answer)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return netip.ParseAddr(string(bytes.TrimSpace(answer[:n])))
+}
+
+func ping(ctx context.Context, from *netns.NS, to netip.Addr, target *observer) (netip.Addr, error) {
+	network, listen := "ip4:icmp", "0.0.0.0"
+	var kind icmp.Type = ipv4.ICMPTypeEcho
+	if to.Is6() {
+		network, listen, kind = "ip6:ipv6-icmp", "::", ipv6.ICMPTypeEchoRequest
+	}
+	var conn *icmp.PacketConn
+	err := from.Do(func() (err error) {
+		conn, err = icmp.ListenPacket(network, listen)
+		return err
+	})
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer conn.Close()
+	var id [2]byte
+	_, _ = rand.Read(id[:]) // never fails
+	token := rand.Text()
+	message, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(id[0])<<8 | int(id[1]), Seq: 1, Data: []byte(token)}}).Marshal(nil)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if _, err := conn.WriteTo(message, &net.IPAddr{IP: to.AsSlice()}); err != nil {
+		return netip.Addr{}, err
+	}
+	return target.pinged(ctx, token)
+}
+
+// How long a probe waits: long for an answer that should come, short for one
+// that a firewall should swallow.
+const (
+	answerTime  = 3 * time.Second
+	silenceTime = 250 * time.Millisecond
+)

@@ -1,0 +1,232 @@
+package configfile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/tailscale/hujson"
+	"go.yaml.in/yaml/v3"
+
+	"sordino/masq"
+)
+
+// kind is what a value is, before anybody asks what it should be.
+type kind int
+
+const (
+	null kind = iota
+	text
+	boolean
+	number
+	list
+	mapping
+)
+
+func (k kind) String() string {
+	return [...]string{"nothing", "a text", "a boolean", "a number", "a list", "a mapping"}[k]
+}
+
+// value is one value of either syntax with its place.
+type value struct {
+	kind    kind
+	text    string
+	origin  masq.Origin
+	items   []value
+	entries []entry
+}
+
+type entry struct{ key, value value }
+
+var bom = []byte("\xef\xbb\xbf")
+
+// parseTree reads one text. As upstream does, a text that begins with a brace
+// is JSON; unlike upstream, one that is not is tried as YAML's flow style.
+func parseTree(name string, content []byte) (value, []Warning, error) {
+	content = bytes.TrimPrefix(content, bom)
+	if trimmed := bytes.TrimLeft(content, " \t\r\n"); len(trimmed) > 0 && trimmed[0] == '{' {
+		v, err := parseJSON(name, content)
+		if err == nil {
+			return v, nil, nil
+		}
+		if v, warnings, yamlErr := parseYAML(name, content); yamlErr == nil {
+			return v, warnings, nil
+		}
+		return value{}, nil, err
+	}
+	return parseYAML(name, content)
+}
+
+func parseJSON(name string, content []byte) (value, error) {
+	tree, err := hujson.Parse(content)
+	if err != nil {
+		line, column := 1, 1
+		message := strings.TrimPrefix(err.Error(), "hujson: ")
+		if _, scanErr := fmt.Sscanf(message, "line %d, column %d:", &line, &column); scanErr == nil {
+			_, message, _ = strings.Cut(message, ": ")
+		}
+		return value{}, syntaxProblem(masq.Origin{File: name, Line: line, Column: column}, content, "this is not valid JSON: "+message)
+	}
+	return jsonValue(name, content, tree), nil
+}
+
+func jsonValue(name string, content []byte, v hujson.Value) value {
+	before := content[:min(v.StartOffset, len(content))]
+	start := bytes.LastIndexByte(before, '\n') + 1
+	out := value{origin: masq.Origin{File: name, Line: bytes.Count(before, []byte("\n")) + 1, Column: utf8.RuneCount(before[start:]) + 1}}
+	switch t := v.Value.(type) {
+	case *hujson.Object:
+		out.kind = mapping
+		for _, m := range t.Members {
+			out.entries = append(out.entries, entry{jsonValue(name, content, m.Name), jsonValue(name, content, m.Value)})
+		}
+	case *hujson.Array:
+		out.kind = list
+		for _, e := range t.Elements {
+			out.items = append(out.items, jsonValue(name, content, e))
+		}
+	case hujson.Literal:
+		out.text = string(t)
+		switch t.Kind() {
+		case 'n':
+			out.kind = null
+		case 't', 'f':
+			out.kind = boolean
+		case '"':
+			out.kind, out.text = text, t.String()
+		default:
+			out.kind = number
+		}
+	}
+	return out
+}
+
+func parseYAML(name string, content []byte) (value, []Warning, error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(content))
+	var document yaml.Node
+	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
+		return value{origin: masq.Origin{File: name, Line: 1, Column: 1}}, nil, nil
+	} else if err != nil {
+		return value{}, nil, yamlProblem(name, content, err)
+	}
+	var warnings []Warning
+	var second yaml.Node
+	if err := decoder.Decode(&second); !errors.Is(err, io.EOF) {
+		line := max(second.Line, 1)
+		warnings = append(warnings, Warning{masq.Origin{File: name, Line: line, Column: 1}, "---", "only the first YAML document counts; what follows is ignored"})
+	}
+	if len(document.Content) == 0 {
+		return value{origin: masq.Origin{File: name, Line: 1, Column: 1}}, warnings, nil
+	}
+	v, err := yamlValue(name, document.Content[0], 0)
+	return v, warnings, err
+}
+
+// maxDepth bounds nesting and chains of aliases; a configuration needs three.
+const maxDepth = 16
+
+// truths are YAML 1.1's words, which upstream's parser knows and YAML 1.2 does not.
+var truths = map[string]bool{
+	"true": true, "yes": true, "on": true, "y": true,
+	"false": false, "no": false, "off": false, "n": false,
+}
+
+func truth(word string) (isTrue, ok bool) {
+	lower := strings.ToLower(word)
+	// As a word, in capitals or with a capital; not as "yEs".
+	if word != lower && word != strings.ToUpper(word) && word != strings.ToUpper(lower[:1])+lower[1:] {
+		return false, false
+	}
+	isTrue, ok = truths[lower]
+	return isTrue, ok
+}
+
+func yamlValue(name string, n *yaml.Node, depth int) (value, error) {
+	out := value{text: n.Value, origin: masq.Origin{File: name, Line: max(n.Line, 1), Column: max(n.Column, 1)}}
+	if depth > maxDepth {
+		return out, &Problem{Origin: out.origin, Message: "values are nested too deeply", Fix: "a configuration needs no more than lists", Reason: ReasonSyntax}
+	}
+	switch n.Kind {
+	case yaml.AliasNode:
+		target, err := yamlValue(name, n.Alias, depth+1)
+		return target, err
+	case yaml.SequenceNode:
+		out.kind = list
+		for _, c := range n.Content {
+			if c.Kind == yaml.AliasNode && c.Alias.Kind != yaml.ScalarNode {
+				// Lists hold texts only; following it could only multiply.
+				out.items = append(out.items, value{kind: list, text: "*" + c.Value, origin: masq.Origin{File: name, Line: c.Line, Column: c.Column}})
+				continue
+			}
+			v, err := yamlValue(name, c, depth+1)
+			if err != nil {
+				return out, err
+			}
+			out.items = append(out.items, v)
+		}
+	case yaml.MappingNode:
+		out.kind = mapping
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key, err := yamlValue(name, n.Content[i], depth+1)
+			if err != nil {
+				return out, err
+			}
+			v, err := yamlValue(name, n.Content[i+1], depth+1)
+			if err != nil {
+				return out, err
+			}
+			if n.Content[i].Tag == "!!merge" && v.kind == mapping {
+				// What is merged stands behind what is written here.
+				out.entries = append(append([]entry{}, v.entries...), out.entries...)
+				continue
+			}
+			out.entries = append(out.entries, entry{key, v})
+		}
+	case yaml.ScalarNode:
+		out.kind = scalarKind(n)
+	}
+	return out, nil
+}
+
+func scalarKind(n *yaml.Node) kind {
+	switch n.ShortTag() {
+	case "!!null":
+		return null
+	case "!!bool":
+		return boolean
+	case "!!int", "!!float":
+		return number
+	}
+	if n.Style == 0 && n.Value != "" {
+		if _, ok := truth(n.Value); ok {
+			return boolean
+		}
+	}
+	return text
+}
+
+func yamlProblem(name string, content []byte, err error) *Problem {
+	message := strings.TrimPrefix(err.Error(), "yaml: ")
+	line := 1
+	if _, scanErr := fmt.Sscanf(message, "line %d:", &line); scanErr == nil {
+		_, message, _ = strings.Cut(message, ": ")
+	}
+	return syntaxProblem(masq.Origin{File: name, Line: line, Column: 1}, content, "this is not valid YAML: "+message)
+}
+
+// syntaxProblem quotes the line and knows the commonest cause.
+func syntaxProblem(at masq.Origin, content []byte, message string) *Problem {
+	lines := strings.Split(string(content), "\n")
+	at.Line = min(max(at.Line, 1), len(lines))
+	quoted := strings.TrimRight(lines[at.Line-1], "\r")
+	p := &Problem{Origin: at, Text: quoted, Message: fmt.Sprintf("%s, at %s", message, strconv.Quote(quoted)), Fix: "mend the syntax there or in the line above", Reason: ReasonSyntax}
+	if indent := quoted[:len(quoted)-len(strings.TrimLeft(quoted, " \t"))]; strings.Contains(indent, "\t") {
+		p.Origin.Column = strings.Index(indent, "\t") + 1
+		p.Fix = "indent with spaces, YAML does not allow tabs"
+	}
+	return p
+}

@@ -1,0 +1,87 @@
+package foreign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"github.com/ti-mo/conntrack"
+
+	"sordino/masq"
+)
+
+// ConntrackUsers names what, besides our table, keeps connection tracking
+// hooked into this node's packets: NAT chains, and rules that look at it.
+func (n *Node) ConntrackUsers(ctx context.Context) ([]string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var users []string
+	for _, family := range []masq.Family{masq.IPv4, masq.IPv6} {
+		if n.legacyInUse(family) {
+			users = append(users, fmt.Sprintf("legacy iptables nat table (%s)", family))
+		}
+	}
+	chains, err := n.conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("listing the chains: %w", err)
+	}
+	for _, c := range chains {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		where := fmt.Sprintf("table %s %s chain %s", familyName(c.Table.Family), c.Table.Name, c.Name)
+		if c.Table.Name == n.ownTable && c.Table.Family == nftables.TableFamilyINet {
+			continue
+		}
+		if c.Type == nftables.ChainTypeNAT {
+			users = append(users, where)
+			continue
+		}
+		rules, err := n.conn.GetRules(c.Table, c)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", where, err)
+		}
+		if usesConntrack(rules) {
+			users = append(users, where)
+		}
+	}
+	return users, nil
+}
+
+func usesConntrack(rules []*nftables.Rule) bool {
+	for _, r := range rules {
+		for _, e := range r.Exprs {
+			switch m := e.(type) {
+			case *expr.Ct:
+				return true
+			case *expr.Match:
+				if m.Name == "conntrack" || m.Name == "state" || m.Name == "connmark" {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// TranslatedFlows counts the live connections whose source was translated.
+func (n *Node) TranslatedFlows(context.Context) (count int, err error) {
+	conn, err := conntrack.Dial(&netlink.Config{NetNS: n.ns.FD()})
+	if err != nil {
+		return 0, fmt.Errorf("opening conntrack netlink: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	flows, err := conn.Dump(nil)
+	if err != nil {
+		return 0, fmt.Errorf("reading the tracked connections: %w", err)
+	}
+	for _, f := range flows {
+		if f.TupleReply.IP.DestinationAddress != f.TupleOrig.IP.SourceAddress {
+			count++
+		}
+	}
+	return count, nil
+}

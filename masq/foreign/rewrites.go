@@ -1,0 +1,251 @@
+package foreign
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"sordino/masq"
+)
+
+// Rewrite is a foreign rule that would, or might, translate a flow's source.
+type Rewrite struct {
+	// Where names table, chain and handle (or number, with legacy iptables).
+	Where string `json:"where"`
+	// Rule is the rule for a person to read.
+	Rule string `json:"rule"`
+	// Effect is "masquerade" or "snat to ADDRESS".
+	Effect string `json:"effect"`
+	// Certain is true when nothing about the flow is left open.
+	Certain bool `json:"certain"`
+	// Unknown names what it depends on and the flow does not tell.
+	Unknown []string `json:"unknown,omitempty"`
+	// Priority is the chain's; BeforeOurs tells that it decides before us.
+	Priority   int  `json:"priority"`
+	BeforeOurs bool `json:"beforeOurs"`
+}
+
+// legacyPriority is where legacy iptables hooks its nat POSTROUTING.
+const legacyPriority = 100
+
+// ourPriority is the priority of our own NAT chain.
+const ourPriority = 99
+
+// answer is a match's outcome when not everything is known.
+type answer int
+
+const (
+	no answer = iota
+	maybe
+	yes
+)
+
+func and(a, b answer) answer { return min(a, b) }
+
+// verdict is what a rule does when it matches.
+type verdict int
+
+const (
+	next verdict = iota
+	translate
+	finish // accept or drop: ends the base chain, and no other
+	jump
+	gotoChain
+	leave // return
+)
+
+// rule is a rule of either kind, evaluated for one flow.
+type rule struct {
+	where, text, effect, target string
+	match                       answer
+	unknown                     []string
+	verdict                     verdict
+}
+
+// Rewrites evaluates every foreign NAT rule that the flow's first packet would
+// pass after routing, in the kernel's order, and returns those that would or
+// might translate its source. A rule that certainly does ends the search: the
+// first translation binds the flow.
+func (n *Node) Rewrites(ctx context.Context, flow masq.Flow) ([]Rewrite, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	local, err := n.localAddresses()
+	if err != nil {
+		return nil, err
+	}
+	family := masq.FamilyOf(flow.Src)
+	var bases []base
+	for _, f := range []nftables.TableFamily{nftFamily(family), nftables.TableFamilyINet} {
+		chains, err := n.conn.ListChainsOfTableFamily(f)
+		if err != nil {
+			return nil, fmt.Errorf("listing the %s chains: %w", familyName(f), err)
+		}
+		for _, c := range chains {
+			own := f == nftables.TableFamilyINet && c.Table.Name == n.ownTable
+			if own || c.Type != nftables.ChainTypeNAT || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookPostrouting {
+				continue
+			}
+			e := &evaluator{node: n, flow: flow, family: family, local: local, table: c.Table}
+			bases = append(bases, base{int(*c.Priority), c.Name, e.rules})
+		}
+	}
+	if n.legacyInUse(family) && n.legacy != nil && n.legacy.Has(family) {
+		l := &legacyEvaluator{ctx: ctx, programs: n.legacy, flow: flow, family: family, local: local}
+		bases = append(bases, base{legacyPriority, "POSTROUTING", l.rules})
+	}
+	slices.SortStableFunc(bases, func(a, b base) int { return cmp.Compare(a.priority, b.priority) })
+	w := &walk{}
+	for _, b := range bases {
+		w.priority, w.rules, w.steps = b.priority, b.rules, 0
+		if _, err := w.chain(b.chain, w.mayBeBound, nil, nil); err != nil {
+			return nil, err
+		}
+		if w.bound {
+			break
+		}
+	}
+	return w.found, nil
+}
+
+// base is a chain that the kernel calls by itself.
+type base struct {
+	priority int
+	chain    string
+	rules    func(chain string) ([]rule, error)
+}
+
+// walk follows one flow through chains.
+type walk struct {
+	priority   int
+	rules      func(chain string) ([]rule, error)
+	found      []Rewrite
+	bound      bool // certainly translated
+	mayBeBound bool
+	steps      int
+}
+
+// maxSteps bounds the rules that are looked at, chains visited twice included.
+const maxSteps = 200_000
+
+// chain reports how surely the walk does not come back to the caller.
+func (w *walk) chain(name string, uncertain bool, unknown, path []string) (ended answer, err error) {
+	if slices.Contains(path, name) || len(path) > 32 {
+		return no, nil // the kernel allows no loops; a name seen twice is of a chain that changed meanwhile
+	}
+	rules, err := w.rules(name)
+	if err != nil {
+		return no, err
+	}
+	path = append(slices.Clone(path), name)
+	for _, r := range rules {
+		if w.steps++; w.steps > maxSteps {
+			return ended, fmt.Errorf("chain %s: too many rules to follow", name)
+		}
+		if r.match == no {
+			continue
+		}
+		certain := r.match == yes && !uncertain
+		open := slices.Concat(unknown, r.unknown)
+		switch r.verdict {
+		case translate:
+			w.found = append(w.found, Rewrite{r.where, r.text, r.effect, certain, dedupe(open), w.priority, w.priority < ourPriority})
+			if certain {
+				w.bound = true
+				return yes, nil
+			}
+			w.mayBeBound, uncertain, ended = true, true, maybe
+		case finish:
+			if r.match == yes {
+				return yes, nil
+			}
+			uncertain, ended, unknown = true, maybe, open
+		case leave:
+			if r.match == yes {
+				return ended, nil
+			}
+			uncertain, unknown = true, open
+		case jump, gotoChain:
+			sub, err := w.chain(r.target, !certain, open, path)
+			if err != nil {
+				return ended, err
+			}
+			if sub == yes && r.match == yes {
+				return yes, nil
+			}
+			if sub != no {
+				uncertain, ended = true, maybe
+			}
+			if r.verdict == gotoChain {
+				if r.match == yes {
+					return ended, nil
+				}
+				uncertain, unknown = true, open
+			}
+		}
+	}
+	return ended, nil
+}
+
+func dedupe(list []string) []string {
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+func (n *Node) localAddresses() (map[netip.Addr]bool, error) {
+	handle, err := netlink.NewHandleAt(netns.NsHandle(n.ns.FD()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening route netlink: %w", err)
+	}
+	defer handle.Close()
+	list, err := handle.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("listing the node's addresses: %w", err)
+	}
+	local := map[netip.Addr]bool{}
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			local[addr.Unmap()] = true
+		}
+	}
+	return local, nil
+}
+
+// addressType is the kernel's RTN_ number of an address.
+func addressType(a netip.Addr, local map[netip.Addr]bool) uint32 {
+	switch {
+	case local[a] || a.IsLoopback():
+		return unix.RTN_LOCAL
+	case a.IsMulticast():
+		return unix.RTN_MULTICAST
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return unix.RTN_BROADCAST
+	}
+	return unix.RTN_UNICAST
+}
+
+var protocols = map[string]byte{"icmp": unix.IPPROTO_ICMP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP, "icmpv6": unix.IPPROTO_ICMPV6, "udplite": unix.IPPROTO_UDPLITE}
+
+func familyName(f nftables.TableFamily) string {
+	switch f {
+	case nftables.TableFamilyIPv4:
+		return "ip"
+	case nftables.TableFamilyIPv6:
+		return "ip6"
+	case nftables.TableFamilyINet:
+		return "inet"
+	case nftables.TableFamilyBridge:
+		return "bridge"
+	case nftables.TableFamilyNetdev:
+		return "netdev"
+	case nftables.TableFamilyARP:
+		return "arp"
+	}
+	return fmt.Sprintf("family %d", f)
+}

@@ -1,0 +1,326 @@
+// Package iptables makes a kernel hold a masq.RuleSet through the node's own
+// iptables-restore, for nodes whose other components need the rules there.
+//
+// It owns one chain of the nat table in each family and the jump to it. It
+// refuses to touch anything else, to read a whole table, and to print other
+// rules than upstream's as long as only upstream's options are used.
+//
+// To debug it, compare "iptables -t nat -S IP-MASQ-AGENT" with docs/iptables.md.
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+
+	"sordino/internal/netns"
+	"sordino/internal/xtables"
+	"sordino/masq"
+)
+
+// Options are what a Backend is made of.
+type Options struct {
+	// Flavour to use; empty asks the node.
+	Flavour xtables.Flavour
+	Chain   string
+	Log     *slog.Logger
+}
+
+// Backend is one network namespace's chain. Its methods may be called from any
+// goroutine.
+type Backend struct {
+	ns       *netns.NS
+	programs *xtables.Programs
+	chain    string
+	log      *slog.Logger
+	Reason   string // why this flavour
+
+	mu         sync.Mutex
+	hash       string // of the last applied rule set
+	generation uint64
+}
+
+// New finds the node's programs in the calling thread's network namespace.
+func New(ctx context.Context, o Options) (*Backend, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	programs := xtables.Find(ctx, ns)
+	reason := "asked for"
+	if o.Flavour == "" {
+		o.Flavour, reason, err = detect(ctx, ns, programs)
+	} else if programs[o.Flavour] == nil {
+		err = fmt.Errorf("there are no iptables programs of the %s flavour on this node", o.Flavour)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return &Backend{ns: ns, programs: programs[o.Flavour], chain: o.Chain, log: o.Log, Reason: reason}, nil
+}
+
+// Flavours lists those whose programs are on this node.
+func Flavours(ctx context.Context) []xtables.Flavour {
+	var out []xtables.Flavour
+	for f := range xtables.Find(ctx, nil) {
+		out = append(out, f)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// detect decides which flavour the node's other components use. Rules in the
+// other one would work too, but nobody would find them.
+func detect(ctx context.Context, ns *netns.NS, programs map[xtables.Flavour]*xtables.Programs) (xtables.Flavour, string, error) {
+	if len(programs) == 0 {
+		return "", "", errors.New("there is no iptables program on this node; install iptables, or use --backend=nftables")
+	}
+	if len(programs) == 1 {
+		for f := range programs {
+			return f, "it is the only one on this node", nil
+		}
+	}
+	// The kubelet leaves chains as a hint, and kube-proxy its own.
+	if programs[xtables.NFT] != nil && kubernetesInNFT(ns) {
+		return xtables.NFT, "the kubelet's or kube-proxy's chains are there", nil
+	}
+	if programs[xtables.Legacy] != nil && xtables.LegacyInUse(ns, masq.IPv4) {
+		return xtables.Legacy, "the kernel has a legacy nat table in use", nil
+	}
+	if f, ok := xtables.Default(ctx); ok && programs[f] != nil {
+		return f, "the program called iptables is of it", nil
+	}
+	return xtables.NFT, "nothing on the node speaks for another", nil
+}
+
+func kubernetesInNFT(ns *netns.NS) bool {
+	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
+	if err != nil {
+		return false
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	return err == nil && slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return strings.HasPrefix(c.Name, "KUBE-") })
+}
+
+// Name tells the flavour too.
+func (b *Backend) Name() string { return "iptables (" + string(b.programs.Flavour) + ")" }
+
+// Flavour is the one in use.
+func (b *Backend) Flavour() xtables.Flavour { return b.programs.Flavour }
+
+// Close ends nothing in the kernel.
+func (b *Backend) Close() error { return b.ns.Close() }
+
+// Apply makes both families hold the rule set. An error of one family does not
+// keep the other from being written.
+func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64) (masq.Change, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	plan, err := b.plan(ctx, rs)
+	var change masq.Change
+	for _, p := range plan {
+		if restoreErr := b.programs.Restore(ctx, p.family, p.commands); restoreErr != nil {
+			err = errors.Join(err, fmt.Errorf("writing the %s chain %s: %w", p.family, b.chain, restoreErr))
+			continue
+		}
+		change.Wrote = true
+		change.What = append(change.What, p.what...)
+	}
+	if err != nil {
+		return change, err
+	}
+	change.Repaired = change.Wrote && b.hash == rs.Hash()
+	b.hash, b.generation = rs.Hash(), generation
+	return change, nil
+}
+
+// Diff says what Apply would change.
+func (b *Backend) Diff(ctx context.Context, rs masq.RuleSet) ([]string, error) {
+	plan, err := b.plan(ctx, rs)
+	var what []string
+	for _, p := range plan {
+		what = append(what, p.what...)
+	}
+	return what, err
+}
+
+// familyPlan is what has to be done in one family.
+type familyPlan struct {
+	family   masq.Family
+	commands []string
+	what     []string
+}
+
+func (b *Backend) plan(ctx context.Context, rs masq.RuleSet) ([]familyPlan, error) {
+	if rs.RandomFully && !b.programs.RandomFully() {
+		b.log.Debug("this iptables does not know --random-fully; it is left out")
+		rs.RandomFully = false
+	}
+	var plans []familyPlan
+	var errs []error
+	for _, family := range []masq.Family{masq.IPv4, masq.IPv6} {
+		fr, wanted := rs.Of(family)
+		if !wanted && !b.programs.Has(family) {
+			continue
+		}
+		p := familyPlan{family: family}
+		var err error
+		if wanted {
+			err = b.planWrite(ctx, rs, fr, &p)
+		} else {
+			err = b.planRemove(ctx, &p)
+		}
+		errs = append(errs, err)
+		if err == nil && len(p.commands) > 0 {
+			plans = append(plans, p)
+		}
+	}
+	return plans, errors.Join(errs...)
+}
+
+func (b *Backend) planWrite(ctx context.Context, rs masq.RuleSet, fr masq.FamilyRules, p *familyPlan) error {
+	want, err := chainRules(rs, fr)
+	if err != nil {
+		return err
+	}
+	held, exists, err := b.programs.List(ctx, fr.Family, b.chain)
+	if err != nil {
+		return err
+	}
+	jumps, err := b.jumps(ctx, fr.Family)
+	if err != nil {
+		return err
+	}
+	if !exists || !slices.EqualFunc(held, want, sameRule) {
+		// Declaring a chain empties it, in the same transaction that fills it.
+		p.commands = append(p.commands, ":"+b.chain+" - [0:0]")
+		p.commands = append(p.commands, want...)
+		p.what = append(p.what, fmt.Sprintf("%s chain %s: %d rules instead of %d", fr.Family, b.chain, len(want), len(held)))
+	}
+	// The first jump stays where it is; another agent's version may have left more.
+	if len(jumps) == 0 {
+		p.commands = append(p.commands, b.jump())
+		p.what = append(p.what, fmt.Sprintf("%s jump from POSTROUTING added", fr.Family))
+	}
+	for _, extra := range jumps[min(1, len(jumps)):] {
+		p.commands = append(p.commands, "-D"+strings.TrimPrefix(extra, "-A"))
+		p.what = append(p.what, fmt.Sprintf("%s surplus jump from POSTROUTING removed", fr.Family))
+	}
+	return nil
+}
+
+func (b *Backend) planRemove(ctx context.Context, p *familyPlan) error {
+	_, exists, err := b.programs.List(ctx, p.family, b.chain)
+	if err != nil || !exists {
+		return err
+	}
+	jumps, err := b.jumps(ctx, p.family)
+	if err != nil {
+		return err
+	}
+	for _, j := range jumps {
+		p.commands = append(p.commands, "-D"+strings.TrimPrefix(j, "-A"))
+	}
+	p.commands = append(p.commands, ":"+b.chain+" - [0:0]", "-X "+b.chain)
+	p.what = append(p.what, fmt.Sprintf("%s chain %s with %d jumps removed", p.family, b.chain, len(jumps)))
+	return nil
+}
+
+// jumps returns the jumps to our chain, in order.
+func (b *Backend) jumps(ctx context.Context, family masq.Family) ([]string, error) {
+	rules, _, err := b.programs.List(ctx, family, "POSTROUTING")
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(rules, func(r string) bool { return !xtables.IsAgentJump(xtables.Fields(r), b.chain) }), nil
+}
+
+// Remove takes the chain and its jumps away in both families.
+func (b *Backend) Remove(ctx context.Context, dryRun bool) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hash = ""
+	var removed []string
+	var errs []error
+	for _, family := range []masq.Family{masq.IPv4, masq.IPv6} {
+		if !b.programs.Has(family) {
+			continue
+		}
+		p := familyPlan{family: family}
+		err := b.planRemove(ctx, &p)
+		if err == nil && len(p.commands) > 0 && !dryRun {
+			err = b.programs.Restore(ctx, family, p.commands)
+		}
+		if err == nil && len(p.commands) > 0 {
+			removed = append(removed, fmt.Sprintf("%s chain %s (%s) and its jumps", family, b.chain, b.programs.Flavour))
+		}
+		errs = append(errs, err)
+	}
+	return removed, errors.Join(errs...)
+}
+
+// Held reads the counters of our chain. iptables rules have no room for a
+// mark, so generation and hash are those of the last Apply of this process.
+func (b *Backend) Held(ctx context.Context) (masq.Held, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	held := masq.Held{Generation: b.generation, Hash: b.hash, SetSizes: map[string]int{}}
+	for _, family := range []masq.Family{masq.IPv4, masq.IPv6} {
+		if !b.programs.Has(family) {
+			continue
+		}
+		if _, exists, err := b.programs.List(ctx, family, b.chain); err != nil || !exists {
+			if err != nil {
+				return held, err
+			}
+			continue
+		}
+		out, err := b.programs.Counters(ctx, family, b.chain)
+		if err != nil {
+			return held, fmt.Errorf("reading the counters of chain %s: %w", b.chain, err)
+		}
+		masqueraded := masq.Counter{Family: family, Action: masq.Masquerade}
+		exempt := masq.Counter{Family: family, Action: masq.Exempt}
+		for line := range strings.Lines(out) {
+			fields := xtables.Fields(strings.TrimSpace(line))
+			at := slices.Index(fields, "-c")
+			if at < 0 || at+2 >= len(fields) {
+				continue
+			}
+			c := &masqueraded
+			switch xtables.Option(fields, "-j") {
+			case "RETURN", "NETMAP":
+				c = &exempt
+				held.SetSizes["exempt"+strconv.Itoa(int(family))]++
+			case "MASQUERADE", "SNAT":
+			default:
+				continue
+			}
+			packets, _ := strconv.ParseUint(fields[at+1], 10, 64)
+			size, _ := strconv.ParseUint(fields[at+2], 10, 64)
+			// The nat table sees the first packet of a connection only.
+			c.Connections += packets
+			c.Packets += packets
+			c.Bytes += size
+		}
+		held.Counters = append(held.Counters, masqueraded, exempt)
+	}
+	return held, nil
+}
+
+// Watch only waits: neither flavour's programs announce what they change in a
+// way that tells ours from others'. The resync timer finds drift.
+func (b *Backend) Watch(ctx context.Context, _ func()) error {
+	<-ctx.Done()
+	return nil
+}

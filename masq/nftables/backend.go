@@ -1,0 +1,253 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"sordino/internal/netns"
+	"sordino/masq"
+)
+
+// DefaultTable is the name of the table that is ours.
+const DefaultTable = "ip-masq-agent"
+
+// sendBuffer is asked for so that 100,000 ranges fit into one transaction.
+// Only root of the initial user namespace gets it; elsewhere see stageTable.
+const sendBuffer = 64 << 20
+
+// Options are what a Backend can be given; the zero value works.
+type Options struct {
+	// Table is the table's name, DefaultTable when empty.
+	Table string
+	Log   *slog.Logger
+	// SendBuffer stands in for the kernel's answer to the wish for a larger
+	// buffer when it is not zero, in bytes.
+	SendBuffer int
+}
+
+// Backend is one network namespace's table. Its methods may be called from
+// any goroutine.
+type Backend struct {
+	table *nftables.Table
+	log   *slog.Logger
+	ns    *netns.NS
+
+	mu     sync.Mutex // guards conn and what follows
+	conn   *nftables.Conn
+	held   *layout // what the kernel holds, nil when that is not known
+	hash   string  // of the held rule set
+	gen    uint32  // the kernel's ruleset generation when held was true
+	batch  int     // bytes that fit into one transaction
+	port   uint32  // of conn, to know our own notifications
+	intact atomic.Bool
+}
+
+// New opens the kernel of the calling thread's network namespace.
+func New(o Options) (*Backend, error) {
+	if o.Table == "" {
+		o.Table = DefaultTable
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	b := &Backend{
+		table: &nftables.Table{Name: o.Table, Family: nftables.TableFamilyINet},
+		log:   o.Log, ns: ns, batch: o.SendBuffer,
+	}
+	b.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(b.prepare))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening nftables netlink: %w", err), ns.Close())
+	}
+	if _, err := b.conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
+		return nil, errors.Join(fmt.Errorf("asking the kernel for its nftables: %w (it takes CAP_NET_ADMIN and a kernel with NF_TABLES; --backend=iptables does without)", err), b.Close())
+	}
+	return b, nil
+}
+
+// prepare sizes the socket's buffers and learns its port.
+func (b *Backend) prepare(c *netlink.Conn) error {
+	// Acknowledgements and echoes of a large batch are many.
+	_ = c.SetReadBuffer(sendBuffer / 8)
+	if b.batch == 0 {
+		_ = c.SetWriteBuffer(sendBuffer)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var opErr error
+	err = raw.Control(func(fd uintptr) {
+		size, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF)
+		if err != nil {
+			opErr = err
+			return
+		}
+		if b.batch == 0 {
+			// The kernel doubles the number for its own needs, and a message
+			// has to leave room for the socket buffer's bookkeeping.
+			b.batch = size/2 - 4096
+		}
+		name, err := unix.Getsockname(int(fd))
+		if err != nil {
+			opErr = err
+			return
+		}
+		if nl, ok := name.(*unix.SockaddrNetlink); ok {
+			b.port = nl.Pid
+		}
+	})
+	return errors.Join(err, opErr)
+}
+
+// Name is what status and metrics call this backend.
+func (b *Backend) Name() string { return "nftables" }
+
+// Close ends the connection; the table stays.
+func (b *Backend) Close() error { return errors.Join(b.conn.CloseLasting(), b.ns.Close()) }
+
+// Apply makes the kernel hold the rule set, in one transaction, and writes
+// nothing when it does already. Whatever else is in our table goes.
+func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64) (masq.Change, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return masq.Change{}, err
+	}
+	hash := rs.Hash()
+	gen, err := b.generation()
+	if err != nil {
+		return masq.Change{}, err
+	}
+	if b.held != nil && gen == b.gen && hash == b.hash {
+		return masq.Change{}, nil
+	}
+	before := b.held
+	known, err := b.verify(gen)
+	if err != nil {
+		return masq.Change{}, err
+	}
+	want := layOut(rs, hash, generation, known.suffix())
+	d := compare(known.layout, want)
+	if d.empty() {
+		b.hold(&want, hash, gen)
+		return masq.Change{}, nil
+	}
+	change := masq.Change{Wrote: true, What: d.describe()}
+	// A repair is when the kernel no longer holds what we wrote.
+	change.Repaired = before != nil && !compare(known.layout, *before).empty()
+	if !known.found {
+		change.What = []string{"table inet " + b.table.Name + " written"}
+	}
+	b.held = nil // not known until the write is through
+	if d.onlyElements() {
+		err = b.writeElements(want, d)
+		if err == nil {
+			b.hold(&want, hash, gen+1)
+			return change, nil
+		}
+		b.log.Debug("the kernel refused the difference; writing the table whole", "error", err)
+	}
+	if known.found && known.counters == nil {
+		if known.counters, err = b.readCounters(); err != nil {
+			return masq.Change{}, err
+		}
+	}
+	transactions := uint32(1)
+	if bytesOf(want) > b.batch {
+		want = layOut(rs, hash, generation, known.otherSuffix())
+		transactions, err = b.stageTable(want, known)
+	} else {
+		err = b.writeTable(want, known)
+	}
+	if err != nil {
+		return masq.Change{}, fmt.Errorf("writing table inet %s: %w", b.table.Name, explainErrno(err))
+	}
+	b.hold(&want, hash, gen+transactions)
+	return change, nil
+}
+
+// hold remembers what the kernel was made to hold at a ruleset generation. If
+// somebody wrote in between, the kernel's generation is a later one, and the
+// next Apply looks again.
+func (b *Backend) hold(l *layout, hash string, gen uint32) {
+	b.held, b.hash, b.gen = l, hash, gen
+	b.intact.Store(true)
+}
+
+// Diff says what Apply would change, and changes nothing.
+func (b *Backend) Diff(ctx context.Context, rs masq.RuleSet) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	known, err := b.read(true)
+	if err != nil {
+		return nil, err
+	}
+	// The generation is the running agent's to count: it is no difference.
+	want := layOut(rs, known.hash, known.generation, known.suffix())
+	return compare(known.layout, want).describe(), nil
+}
+
+// Remove deletes our table. Established flows keep their translation as long
+// as something else on the node uses connection tracking.
+func (b *Backend) Remove(ctx context.Context, dryRun bool) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	exists, err := b.exists()
+	if err != nil || !exists {
+		return nil, err
+	}
+	removed := []string{"nftables table inet " + b.table.Name}
+	if dryRun {
+		return removed, nil
+	}
+	b.held = nil
+	b.conn.DelTable(b.table)
+	if err := b.conn.Flush(); err != nil {
+		return nil, fmt.Errorf("deleting table inet %s: %w", b.table.Name, explainErrno(err))
+	}
+	return removed, nil
+}
+
+func (b *Backend) exists() (bool, error) {
+	tables, err := b.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("listing the inet tables: %w", explainErrno(err))
+	}
+	for _, t := range tables {
+		if t.Name == b.table.Name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// explainErrno adds what to do to the kernel's terse answers.
+func explainErrno(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: the agent needs CAP_NET_ADMIN", err)
+	case errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.ENOENT):
+		return fmt.Errorf("%w: the kernel lacks a feature that the rules need (NAT in the inet family, fib, masquerade, numgen); use --backend=iptables", err)
+	}
+	return err
+}
