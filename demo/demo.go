@@ -243,7 +243,6 @@ func (d *Demo) closeObservers() error {
 // single is one probe and its outcome.
 type single struct {
 	from, to, protocol string
-	family             int
 	target             target
 	source             *netns.NS
 	address            netip.Addr

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"sordino/demo"
 	"sordino/lab"
@@ -82,6 +83,9 @@ func agentBinary(path string) (string, error) {
 }
 
 func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
+	if o.keep {
+		unix.CloseOnExec(listenerFD) // the agents are not to hold it
+	}
 	if err := settle(); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,11 +26,8 @@ import (
 // A kept lab lives in the namespaces of one process, the holder. It answers on
 // a socket that the outer process made, because its own mounts are elsewhere.
 
-// The descriptors that the outer process hands to the holder.
-const (
-	listenerFD = 3
-	readyFD    = 4
-)
+// listenerFD is the socket that the outer process hands to the holder.
+const listenerFD = 3
 
 // request is what a command asks the holder; its standard streams come along
 // as descriptors.
@@ -107,8 +105,8 @@ func startHolder(ctx context.Context, args []string, stdout, stderr io.Writer) e
 		return errors.Join(err, readyWriter.Close())
 	}
 	// The demo's output comes through a pipe that is closed when it is through.
-	cmd.ExtraFiles = []*os.File{file, readyWriter}
-	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.Stdout, cmd.Stderr = readyWriter, readyWriter
 	if err := cmd.Start(); err != nil {
 		return errors.Join(startError(err), readyWriter.Close(), os.Remove(path))
 	}
@@ -138,15 +136,18 @@ func hold(ctx context.Context, l *lab.Lab) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
-	// Nothing more is said on the terminal that started us.
-	if null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0); err == nil {
-		for fd := range 3 {
-			_ = unix.Dup3(int(null.Fd()), fd, 0)
-		}
-		_ = null.Close()
+	// Letting go of the output tells the outer process that the lab is up.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
 	}
-	if err := unix.Close(readyFD); err != nil {
-		return fmt.Errorf("telling that the lab is up: %w", err)
+	for fd := range 3 {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return fmt.Errorf("telling that the lab is up: %w", err)
+		}
+	}
+	if err := null.Close(); err != nil {
+		return err
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -214,18 +215,12 @@ func receive(conn *net.UnixConn) (r request, files []*os.File, err error) {
 			files = append(files, os.NewFile(uintptr(fd), "stream"))
 		}
 	}
-	reader := bufio.NewReader(io.MultiReader(newReader(buffer[:n]), conn))
+	reader := bufio.NewReader(io.MultiReader(bytes.NewReader(buffer[:n]), conn))
 	line, err := reader.ReadBytes('\n')
 	if err != nil {
 		return r, files, err
 	}
 	return r, files, json.Unmarshal(line, &r)
-}
-
-func newReader(b []byte) io.Reader {
-	r, w := io.Pipe()
-	go func() { _, _ = w.Write(b); w.Close() }()
-	return r
 }
 
 // execute runs a command inside a namespace of the lab. It ends when the

@@ -1,8 +1,13 @@
 package nftables
 
 import (
+	"context"
 	"net/netip"
+	"runtime"
 	"testing"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
@@ -72,15 +77,249 @@ func list(t testing.TB, ns *netns.NS) string {
 	return netnstest.Run(t, ns, "", netnstest.Program(t, "nft"), "list", "ruleset")
 }
 
-func TestShow(t *testing.T) {
+func TestApplyTwiceWritesOnce(t *testing.T) {
 	ns := netnstest.New(t)
 	b := open(t, ns, Options{})
-	t.Log(apply(t, b, rules(t, nil), 7))
-	t.Log(list(t, ns))
-	t.Log(apply(t, b, rules(t, nil), 7))
-	b2 := open(t, ns, Options{})
-	d, err := b2.Diff(t.Context(), rules(t, nil))
-	t.Log(d, err)
-	t.Log(apply(t, b2, rules(t, nil), 7))
-	t.Log(b2.Held(t.Context()))
+	if c := apply(t, b, rules(t, nil), 7); !c.Wrote || c.Repaired {
+		t.Errorf("the first Apply says %+v", c)
+	}
+	before := list(t, ns)
+	if c := apply(t, b, rules(t, nil), 7); c.Wrote {
+		t.Errorf("the second Apply wrote %v", c.What)
+	}
+	// A new process knows nothing but what the kernel holds.
+	again := open(t, ns, Options{})
+	if d, err := again.Diff(t.Context(), rules(t, nil)); err != nil || len(d) != 0 {
+		t.Errorf("a new process sees differences: %v, %v", d, err)
+	}
+	gen, err := again.generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := apply(t, again, rules(t, nil), 7); c.Wrote {
+		t.Errorf("a new process wrote %v", c.What)
+	}
+	if now, _ := again.generation(); now != gen {
+		t.Error("the kernel's generation moved though nothing was to be written")
+	}
+	if after := list(t, ns); after != before {
+		t.Errorf("the table changed:\n%s", after)
+	}
+	held, err := again.Held(t.Context())
+	if err != nil || held.Generation != 7 || held.Hash != rules(t, nil).Hash() || len(held.Counters) != 4 {
+		t.Errorf("held %+v, %v", held, err)
+	}
+}
+
+// TestEveryShape applies each shape of rules over each other and compares what
+// nft lists with a fresh application.
+func TestEveryShape(t *testing.T) {
+	shapes := []struct {
+		name   string
+		change func(*masq.Config, *masq.Options)
+	}{
+		{"plain", nil},
+		{"longer list", func(c *masq.Config, _ *masq.Options) {
+			c.NonMasquerade = append(c.NonMasquerade, parse("1.2.3.0/24", "2001:db8::/32")...)
+		}},
+		{"everything exempt", func(c *masq.Config, _ *masq.Options) { c.NonMasquerade = parse("0.0.0.0/0", "::/0") }},
+		{"upper half", func(c *masq.Config, _ *masq.Options) { c.NonMasquerade = parse("128.0.0.0/1", "8000::/1") }},
+		{"IPv4 alone", func(_ *masq.Config, o *masq.Options) { o.IPv6 = false }},
+		{"Pods unknown", func(_ *masq.Config, o *masq.Options) { o.Cluster.Pod = nil }},
+		{"upstream", func(_ *masq.Config, o *masq.Options) { o.UpstreamCompat = true }},
+		{"enforced", func(c *masq.Config, _ *masq.Options) { c.EnforceNonMasquerade = true }},
+		{"interfaces", func(c *masq.Config, _ *masq.Options) { c.OutputInterfaces = []string{"eth0", "eth1"} }},
+		{"address", func(c *masq.Config, _ *masq.Options) { c.SNATAddress = parse("10.9.0.0/16") }},
+		{"ports", func(_ *masq.Config, o *masq.Options) {
+			o.Ports = []masq.PortRange{{First: 100, Last: 200}, {First: 300, Last: 500}}
+		}},
+		{"address and ports, not random", func(c *masq.Config, o *masq.Options) {
+			c.SNATAddress = parse("10.9.0.0/16")
+			o.Ports, o.RandomFully = []masq.PortRange{{First: 100, Last: 200}}, false
+		}},
+	}
+	fresh := make([]string, len(shapes))
+	for i, s := range shapes {
+		ns := netnstest.New(t)
+		apply(t, open(t, ns, Options{}), rules(t, s.change), 1)
+		fresh[i] = list(t, ns)
+	}
+	ns := netnstest.New(t)
+	foreign := "table ip theirs {\n\tchain c {\n\t\tip saddr 1.2.3.4 accept\n\t}\n}\n"
+	netnstest.Run(t, ns, foreign, netnstest.Program(t, "nft"), "-f", "-")
+	b := open(t, ns, Options{})
+	for i := range shapes {
+		for j, s := range shapes {
+			apply(t, b, rules(t, shapes[i].change), 1)
+			apply(t, b, rules(t, s.change), 1)
+			if got := list(t, ns); got != foreign+fresh[j] {
+				t.Fatalf("%s over %s:\n%s\nwant\n%s", s.name, shapes[i].name, got, foreign+fresh[j])
+			}
+			if c := apply(t, open(t, ns, Options{}), rules(t, s.change), 1); c.Wrote {
+				t.Errorf("%s: a new process would write %v", s.name, c.What)
+			}
+		}
+	}
+}
+
+func TestWhatSomebodyChangedIsPutBack(t *testing.T) {
+	nft := netnstest.Program(t, "nft")
+	for _, damage := range []string{
+		"flush ruleset",
+		"delete table inet ip-masq-agent",
+		"flush chain inet ip-masq-agent decide4",
+		"delete element inet ip-masq-agent exempt4 { 10.0.0.0/8 }",
+		"add element inet ip-masq-agent exempt4 { 8.8.8.8 }",
+		"insert rule inet ip-masq-agent postrouting accept",
+		"add chain inet ip-masq-agent extra",
+		"add chain inet ip-masq-agent postrouting { policy drop; }",
+		"flush chain inet ip-masq-agent generation",
+	} {
+		t.Run(damage, func(t *testing.T) {
+			ns := netnstest.New(t)
+			b := open(t, ns, Options{})
+			apply(t, b, rules(t, nil), 1)
+			before := list(t, ns)
+			touched := make(chan struct{}, 100)
+			ctx, cancel := context.WithCancel(t.Context())
+			watching := make(chan error)
+			go func() { watching <- b.Watch(ctx, func() { touched <- struct{}{} }) }()
+			defer func() {
+				cancel()
+				if err := <-watching; err != nil {
+					t.Error(err)
+				}
+			}()
+			waitForWatch(t, b, touched)
+			netnstest.Run(t, ns, damage, nft, "-f", "-")
+			<-touched
+			if c := apply(t, b, rules(t, nil), 1); !c.Wrote || !c.Repaired {
+				t.Errorf("not repaired: %+v", c)
+			}
+			if after := list(t, ns); after != before {
+				t.Errorf("not as before:\n%s", after)
+			}
+		})
+	}
+}
+
+// waitForWatch changes our table with another socket until the watcher has
+// seen it, so that it is known to listen.
+func waitForWatch(t *testing.T, b *Backend, touched chan struct{}) {
+	t.Helper()
+	other, err := nftables.New(nftables.WithNetNSFd(b.ns.FD()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		other.AddTable(b.table) // is there already: a notification, and no change
+		other.AddChain(&nftables.Chain{Name: "probe", Table: b.table})
+		if err := other.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, b, rules(t, nil), 1)
+		select {
+		case <-touched:
+			for len(touched) > 0 {
+				<-touched
+			}
+			return
+		default:
+			runtime.Gosched()
+		}
+	}
+}
+
+func TestWatchIgnoresOurOwnWrites(t *testing.T) {
+	ns := netnstest.New(t)
+	b := open(t, ns, Options{})
+	apply(t, b, rules(t, nil), 1)
+	touched := make(chan struct{}, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	watching := make(chan error)
+	go func() { watching <- b.Watch(ctx, func() { touched <- struct{}{} }) }()
+	waitForWatch(t, b, touched)
+	for i := range 20 {
+		apply(t, b, rules(t, func(c *masq.Config, _ *masq.Options) { c.EnforceNonMasquerade = i%2 == 0 }), 1)
+		apply(t, b, rules(t, func(c *masq.Config, _ *masq.Options) { c.NonMasquerade = parse("1.2.3.0/24") }), 1)
+	}
+	// One more of somebody else's: when it has arrived, all before it have.
+	netnstest.Run(t, ns, "add chain inet ip-masq-agent theirs", netnstest.Program(t, "nft"), "-f", "-")
+	<-touched
+	cancel()
+	if err := <-watching; err != nil {
+		t.Error(err)
+	}
+	if n := len(touched); n > 2 {
+		t.Errorf("our own writes were reported %d times", n)
+	}
+}
+
+func TestCountersGoOnOverAReplacement(t *testing.T) {
+	ns := netnstest.New(t)
+	b := open(t, ns, Options{})
+	apply(t, b, rules(t, nil), 1)
+	b.mu.Lock()
+	known, err := b.read(true)
+	if err == nil {
+		known.counters["masqueraded4"] = &expr.Counter{Packets: 5, Bytes: 500}
+		known.counters["masqueraded4_first"] = &expr.Counter{Packets: 2, Bytes: 120}
+		err = b.writeTable(layOut(rules(t, nil), rules(t, nil).Hash(), 1, ""), known)
+	}
+	b.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, b, rules(t, func(c *masq.Config, _ *masq.Options) { c.EnforceNonMasquerade = true }), 2)
+	held, err := b.Held(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := held.Counters[0]; c.Packets != 7 || c.Bytes != 620 || c.Connections != 2 {
+		t.Errorf("the counters started anew: %+v", c)
+	}
+}
+
+func TestLargeSetsThroughASmallBuffer(t *testing.T) {
+	many := func(n int) masq.RuleSet {
+		return rules(t, func(c *masq.Config, _ *masq.Options) {
+			for i := range n {
+				c.NonMasquerade = append(c.NonMasquerade, masq.Range{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(i >> 7), byte(i << 1), 0}), 24)})
+			}
+		})
+	}
+	ns := netnstest.New(t)
+	b := open(t, ns, Options{SendBuffer: 150_000})
+	for _, n := range []int{6000, 10, 7000, 7001, 0} {
+		if c := apply(t, b, many(n), uint64(n)); !c.Wrote {
+			t.Fatalf("%d ranges: nothing written", n)
+		}
+		b.mu.Lock()
+		known, err := b.read(true)
+		b.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := compare(known.layout, layOut(many(n), many(n).Hash(), uint64(n), known.suffix())); !d.empty() {
+			t.Fatalf("%d ranges: the kernel holds something else: %v", n, d.describe())
+		}
+	}
+}
+
+func TestRemoveTakesOnlyOurs(t *testing.T) {
+	ns := netnstest.New(t)
+	nft := netnstest.Program(t, "nft")
+	netnstest.Run(t, ns, "add table inet theirs; add table ip nat", nft, "-f", "-")
+	before := list(t, ns)
+	b := open(t, ns, Options{})
+	apply(t, b, rules(t, nil), 1)
+	if what, err := b.Remove(t.Context(), true); err != nil || len(what) != 1 || list(t, ns) == before {
+		t.Errorf("a dry run: %v, %v", what, err)
+	}
+	if what, err := b.Remove(t.Context(), false); err != nil || len(what) != 1 || list(t, ns) != before {
+		t.Errorf("removed %v, %v; left\n%s", what, err, list(t, ns))
+	}
+	if what, err := b.Remove(t.Context(), false); err != nil || len(what) != 0 {
+		t.Errorf("removed again: %v, %v", what, err)
+	}
 }

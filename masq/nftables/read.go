@@ -416,9 +416,14 @@ func intervalDifference(is, want []masq.Interval) (added, gone []masq.Interval) 
 }
 
 // equalRules compares what was read with what is wanted; the kernel names
-// anonymous sets itself and reports no set ids.
+// anonymous sets itself and reports no set ids, and the library does not
+// decode byteorder expressions.
 func equalRules(a, b ruleLayout) bool {
-	return a.comment == b.comment && slices.EqualFunc(a.exprs, b.exprs, func(x, y expr.Any) bool {
+	wanted := slices.DeleteFunc(slices.Clone(b.exprs), func(e expr.Any) bool {
+		_, undecoded := e.(*expr.Byteorder)
+		return undecoded
+	})
+	return a.comment == b.comment && slices.EqualFunc(a.exprs, wanted, func(x, y expr.Any) bool {
 		lx, okx := x.(*expr.Lookup)
 		ly, oky := y.(*expr.Lookup)
 		if okx && oky {

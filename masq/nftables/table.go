@@ -157,7 +157,7 @@ func (f family) decide(rs masq.RuleSet, fr masq.FamilyRules) chainLayout {
 			equal(binaryutil.NativeEndian.PutUint32(kubeProxyMark)), verdict(expr.VerdictReturn, ""))
 		// ip daddr @exempt4 counter name "exempted4_first" snat ip to ip saddr
 		add("exempt, and no other agent may masquerade it", append(exempt, f.load(f.saddr),
-			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: 1})...)
+			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: 1, RegAddrMax: 1})...)
 	} else {
 		// ip daddr @exempt4 counter name "exempted4_first" return
 		add("exempt: the destination sees the Pod's address", append(exempt, verdict(expr.VerdictReturn, ""))...)
@@ -207,7 +207,7 @@ func (f family) translate(rs masq.RuleSet, fr masq.FamilyRules, ports *masq.Port
 			&expr.Immediate{Register: 3, Data: binaryutil.BigEndian.PutUint16(ports.Last)})
 	}
 	if fr.SNAT.IsValid() {
-		nat := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: 1, FullyRandom: rs.RandomFully}
+		nat := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: 1, RegAddrMax: 1, FullyRandom: rs.RandomFully}
 		if ports != nil {
 			nat.RegProtoMin, nat.RegProtoMax, nat.Specified = 2, 3, true
 		}
@@ -215,7 +215,10 @@ func (f family) translate(rs masq.RuleSet, fr masq.FamilyRules, ports *masq.Port
 	}
 	m := &expr.Masq{FullyRandom: rs.RandomFully}
 	if ports != nil {
-		m.ToPorts, m.RegProtoMin, m.RegProtoMax = true, 2, 3
+		// The library writes either flags or ports. The kernel begins its
+		// search in a given range at a random port anyway, unless the Pod's own
+		// port is free and lies in the range.
+		m.ToPorts, m.RegProtoMin, m.RegProtoMax, m.FullyRandom = true, 2, 3, false
 	}
 	return append(exprs, m)
 }
