@@ -20,8 +20,8 @@ type Source interface {
 	// Load reads and validates the configuration as it is now. A *Rejected
 	// error says why it cannot be used.
 	Load() (Loaded, error)
-	// Watch calls changed whenever Load may give something else, until the
-	// context ends.
+	// Watch calls changed whenever Load may give something else, and once when
+	// it begins to listen, until the context ends.
 	Watch(ctx context.Context, changed func()) error
 }
 

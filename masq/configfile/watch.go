@@ -14,8 +14,8 @@ import (
 // Watch calls changed whenever the configuration at the path may have changed:
 // written, replaced, removed, made later, or the ..data symlink of a projected
 // ConfigMap swapped. Notifications come first, and every poll interval the
-// files are looked at, for file systems that notify nobody. It ends with the
-// context.
+// files are looked at, for file systems that notify nobody. It calls changed
+// once when it begins to listen, and ends with the context.
 func Watch(ctx context.Context, path string, poll time.Duration, changed func(), log *slog.Logger) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -32,6 +32,7 @@ func Watch(ctx context.Context, path string, poll time.Duration, changed func(),
 	}
 	arm()
 	last := fingerprint(path)
+	changed() // whatever happened before somebody listened
 	var settle <-chan time.Time
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()

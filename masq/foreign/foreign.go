@@ -271,6 +271,7 @@ func (n *Node) Watch(ctx context.Context, touched func()) error {
 		return fmt.Errorf("subscribing to nftables notifications: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	touched() // whatever happened before we listened
 	for {
 		messages, err := conn.Receive()
 		switch {

@@ -3,10 +3,8 @@ package nftables
 import (
 	"context"
 	"net/netip"
-	"runtime"
 	"testing"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
 	"sordino/internal/netns"
@@ -190,7 +188,7 @@ func TestWhatSomebodyChangedIsPutBack(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			waitForWatch(t, b, touched)
+			<-touched // it listens
 			netnstest.Run(t, ns, damage, nft, "-f", "-")
 			<-touched
 			if c := apply(t, b, rules(t, nil), 1); !c.Wrote || !c.Repaired {
@@ -203,33 +201,6 @@ func TestWhatSomebodyChangedIsPutBack(t *testing.T) {
 	}
 }
 
-// waitForWatch changes our table with another socket until the watcher has
-// seen it, so that it is known to listen.
-func waitForWatch(t *testing.T, b *Backend, touched chan struct{}) {
-	t.Helper()
-	other, err := nftables.New(nftables.WithNetNSFd(b.ns.FD()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		other.AddTable(b.table) // is there already: a notification, and no change
-		other.AddChain(&nftables.Chain{Name: "probe", Table: b.table})
-		if err := other.Flush(); err != nil {
-			t.Fatal(err)
-		}
-		apply(t, b, rules(t, nil), 1)
-		select {
-		case <-touched:
-			for len(touched) > 0 {
-				<-touched
-			}
-			return
-		default:
-			runtime.Gosched()
-		}
-	}
-}
-
 func TestWatchIgnoresOurOwnWrites(t *testing.T) {
 	ns := netnstest.New(t)
 	b := open(t, ns, Options{})
@@ -238,7 +209,7 @@ func TestWatchIgnoresOurOwnWrites(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	watching := make(chan error)
 	go func() { watching <- b.Watch(ctx, func() { touched <- struct{}{} }) }()
-	waitForWatch(t, b, touched)
+	<-touched // it listens
 	for i := range 20 {
 		apply(t, b, rules(t, func(c *masq.Config, _ *masq.Options) { c.EnforceNonMasquerade = i%2 == 0 }), 1)
 		apply(t, b, rules(t, func(c *masq.Config, _ *masq.Options) { c.NonMasquerade = parse("1.2.3.0/24") }), 1)

@@ -15,8 +15,8 @@ import (
 // notificationGroup is NFNLGRP_NFTABLES.
 const notificationGroup = 7
 
-// Watch calls touched when somebody else changes or removes our table, until
-// the context ends. The kernel stamps every notification with the port of the
+// Watch calls touched when somebody else changes or removes our table, and once
+// when it begins to listen, until the context ends. The kernel stamps every notification with the port of the
 // socket that asked for the change, so our own writes are known.
 func (b *Backend) Watch(ctx context.Context, touched func()) error {
 	conn, err := b.raw()
@@ -31,6 +31,10 @@ func (b *Backend) Watch(ctx context.Context, touched func()) error {
 		return fmt.Errorf("subscribing to nftables notifications: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := b.missed(); err != nil {
+		return err
+	}
+	touched()
 	name := append([]byte(b.table.Name), 0)
 	for {
 		messages, err := conn.Receive()
@@ -53,6 +57,17 @@ func (b *Backend) Watch(ctx context.Context, touched func()) error {
 			}
 		}
 	}
+}
+
+// missed notices whether somebody wrote before we listened.
+func (b *Backend) missed() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	gen, err := b.generation()
+	if err == nil && gen != b.gen {
+		b.intact.Store(false)
+	}
+	return err
 }
 
 // concerns reports whether a notification is about our table. Its name is the
