@@ -16,7 +16,7 @@ import (
 const (
 	jumpComment    = "ip-masq-agent: ensure nat POSTROUTING directs all non-LOCAL destination traffic to our custom %s chain"
 	exemptComment  = "ip-masq-agent: local traffic is not subject to MASQUERADE"
-	clusterComment = "ip-masq-agent: the cluster's own range is not subject to MASQUERADE"
+	clusterComment = "ip-masq-agent: a range of the cluster is not subject to MASQUERADE"
 	lastComment    = "ip-masq-agent: outbound traffic is subject to MASQUERADE (must be last in chain)"
 	castComment    = "ip-masq-agent: broadcast, multicast and anycast are not subject to MASQUERADE"
 	markComment    = "ip-masq-agent: kube-proxy masquerades this itself"
