@@ -39,7 +39,11 @@ func chainRules(rs masq.RuleSet, fr masq.FamilyRules) ([]string, error) {
 	}
 	pods := podMatches(rs, fr)
 	if len(fr.Pods) > 0 && !rs.AnySource {
-		for _, t := range []string{"BROADCAST", "ANYCAST", "MULTICAST"} {
+		casts := []string{"BROADCAST", "ANYCAST", "MULTICAST"}
+		if fr.Family == masq.IPv6 {
+			casts = casts[1:] // there is no broadcast in IPv6, and ip6tables refuses the word
+		}
+		for _, t := range casts {
 			out = append(out, fmt.Sprintf("-A %s -m comment --comment %s -m addrtype --dst-type %s -j RETURN", rs.Chain, strconv.Quote(castComment), t))
 		}
 	}

@@ -42,13 +42,14 @@ type Backend struct {
 	log   *slog.Logger
 	ns    *netns.NS
 
-	mu     sync.Mutex // guards conn and what follows
+	mu     sync.Mutex // guards conn and sender, and what follows
 	conn   *nftables.Conn
 	held   *layout // what the kernel holds, nil when that is not known
 	hash   string  // of the held rule set
 	gen    uint32  // the kernel's ruleset generation when held was true
 	batch  int     // bytes that fit into one transaction
-	port   uint32  // of conn, to know our own notifications
+	sender *netlink.Conn
+	port   atomic.Uint32 // of sender, to know our own notifications
 	intact atomic.Bool
 }
 
@@ -68,7 +69,7 @@ func New(o Options) (*Backend, error) {
 		table: &nftables.Table{Name: o.Table, Family: nftables.TableFamilyINet},
 		log:   o.Log, ns: ns, batch: o.SendBuffer,
 	}
-	b.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(b.prepare))
+	b.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(ns.FD()))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening nftables netlink: %w", err), ns.Close())
 	}
@@ -80,8 +81,6 @@ func New(o Options) (*Backend, error) {
 
 // prepare sizes the socket's buffers and learns its port.
 func (b *Backend) prepare(c *netlink.Conn) error {
-	// Acknowledgements and echoes of a large batch are many.
-	_ = c.SetReadBuffer(sendBuffer / 8)
 	if b.batch == 0 {
 		_ = c.SetWriteBuffer(sendBuffer)
 	}
@@ -107,7 +106,7 @@ func (b *Backend) prepare(c *netlink.Conn) error {
 			return
 		}
 		if nl, ok := name.(*unix.SockaddrNetlink); ok {
-			b.port = nl.Pid
+			b.port.Store(nl.Pid)
 		}
 	})
 	return errors.Join(err, opErr)
@@ -117,7 +116,13 @@ func (b *Backend) prepare(c *netlink.Conn) error {
 func (b *Backend) Name() string { return "nftables" }
 
 // Close ends the connection; the table stays.
-func (b *Backend) Close() error { return errors.Join(b.conn.CloseLasting(), b.ns.Close()) }
+func (b *Backend) Close() error {
+	errs := []error{b.conn.CloseLasting(), b.ns.Close()}
+	if b.sender != nil {
+		errs = append(errs, b.sender.Close())
+	}
+	return errors.Join(errs...)
+}
 
 // Apply makes the kernel hold the rule set, in one transaction, and writes
 // nothing when it does already. Whatever else is in our table goes.
@@ -165,6 +170,9 @@ func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64)
 		if known.counters, err = b.readCounters(); err != nil {
 			return masq.Change{}, err
 		}
+	}
+	if _, err := b.sendingSocket(); err != nil { // learns what fits
+		return masq.Change{}, err
 	}
 	transactions := uint32(1)
 	if bytesOf(want) > b.batch {
@@ -221,8 +229,12 @@ func (b *Backend) Remove(ctx context.Context, dryRun bool) ([]string, error) {
 		return removed, nil
 	}
 	b.held = nil
-	b.conn.DelTable(b.table)
-	if err := b.conn.Flush(); err != nil {
+	e, err := newEncoder(false)
+	if err != nil {
+		return nil, err
+	}
+	e.DelTable(b.table)
+	if err := b.send(e); err != nil {
 		return nil, fmt.Errorf("deleting table inet %s: %w", b.table.Name, explainErrno(err))
 	}
 	return removed, nil

@@ -34,6 +34,8 @@ type layout struct {
 	sets     []setLayout
 	counters []string
 	chains   []chainLayout
+	// randomFully goes with the ports of masquerade rules.
+	randomFully bool
 }
 
 type setLayout struct {
@@ -86,7 +88,7 @@ func familyOf(f masq.Family) family {
 // filled in the transaction that brings it into force has to have another
 // name than the one in force.
 func layOut(rs masq.RuleSet, hash string, generation uint64, suffix string) layout {
-	var l layout
+	l := layout{randomFully: rs.RandomFully}
 	post := chainLayout{name: "postrouting", nat: true, prio: nftables.ChainPriorityRef(natPriority)}
 	count := chainLayout{name: "count", prio: nftables.ChainPriorityRef(countPriority)}
 	var perFamily []chainLayout
@@ -215,10 +217,7 @@ func (f family) translate(rs masq.RuleSet, fr masq.FamilyRules, ports *masq.Port
 	}
 	m := &expr.Masq{FullyRandom: rs.RandomFully}
 	if ports != nil {
-		// The library writes either flags or ports. The kernel begins its
-		// search in a given range at a random port anyway, unless the Pod's own
-		// port is free and lies in the range.
-		m.ToPorts, m.RegProtoMin, m.RegProtoMax, m.FullyRandom = true, 2, 3, false
+		m.ToPorts, m.RegProtoMin, m.RegProtoMax = true, 2, 3
 	}
 	return append(exprs, m)
 }

@@ -50,7 +50,7 @@ func (b *Backend) Watch(ctx context.Context, touched func()) error {
 			return fmt.Errorf("reading nftables notifications: %w", err)
 		}
 		for _, m := range messages {
-			if m.Header.PID != b.port && concerns(m, name) {
+			if m.Header.PID != b.port.Load() && concerns(m, name) {
 				b.intact.Store(false)
 				touched()
 				break

@@ -14,71 +14,79 @@ const chunk = 1000
 // writeElements changes sets in place: for a new list that is what differs,
 // with rules and counters untouched.
 func (b *Backend) writeElements(want layout, d difference) error {
+	tx, err := newEncoder(want.randomFully)
+	if err != nil {
+		return err
+	}
 	for _, e := range d.elements {
 		set := b.set(e.set)
 		for part := range slices.Chunk(intervalElements(e.gone), chunk) {
-			if err := b.conn.SetDeleteElements(set, part); err != nil {
+			if err := tx.SetDeleteElements(set, part); err != nil {
 				return err
 			}
 		}
 		for part := range slices.Chunk(intervalElements(e.added), chunk) {
-			if err := b.conn.SetAddElements(set, part); err != nil {
+			if err := tx.SetAddElements(set, part); err != nil {
 				return err
 			}
 		}
 	}
 	mark := want.chains[len(want.chains)-1]
 	chain := &nftables.Chain{Name: mark.name, Table: b.table}
-	b.conn.FlushChain(chain)
-	b.addRules(chain, mark.rules)
-	return b.conn.Flush()
+	tx.FlushChain(chain)
+	b.addRules(tx, chain, mark.rules)
+	return b.send(tx)
 }
 
 // writeTable writes everything anew in one transaction: add (so that deleting
 // cannot fail), delete, add. Established flows keep their translation, and the
 // counters go on from what was read.
 func (b *Backend) writeTable(want layout, known found) error {
-	b.conn.AddTable(b.table)
-	b.conn.DelTable(b.table)
-	b.conn.AddTable(b.table)
+	tx, err := newEncoder(want.randomFully)
+	if err != nil {
+		return err
+	}
+	tx.AddTable(b.table)
+	tx.DelTable(b.table)
+	tx.AddTable(b.table)
 	for _, s := range want.sets {
-		if err := b.addSet(s); err != nil {
+		if err := b.addSet(tx, s); err != nil {
 			return err
 		}
 	}
-	b.addCounters(want, known)
-	b.addChains(want)
-	return b.conn.Flush()
+	b.addCounters(tx, want, known)
+	b.addChains(tx, want)
+	return b.send(tx)
 }
 
 func (b *Backend) set(s setLayout) *nftables.Set {
 	return &nftables.Set{Table: b.table, Name: s.name, KeyType: s.keyType, Interval: s.interval}
 }
 
-func (b *Backend) addSet(s setLayout) error {
+func (b *Backend) addSet(tx *encoder, s setLayout) error {
 	set := b.set(s)
-	if err := b.conn.AddSet(set, nil); err != nil {
+	if err := tx.AddSet(set, nil); err != nil {
 		return err
 	}
 	for part := range slices.Chunk(s.elements(), chunk) {
-		if err := b.conn.SetAddElements(set, part); err != nil {
+		if err := tx.SetAddElements(set, part); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *Backend) addCounters(want layout, known found) {
+func (b *Backend) addCounters(tx *encoder, want layout, known found) {
 	for _, name := range want.counters {
 		value, ok := known.counters[name]
 		if !ok {
 			value = &expr.Counter{}
 		}
-		b.conn.AddObj(&nftables.NamedObj{Table: b.table, Name: name, Type: nftables.ObjTypeCounter, Obj: value})
+		tx.AddObj(&nftables.NamedObj{Table: b.table, Name: name, Type: nftables.ObjTypeCounter, Obj: value})
 	}
 }
 
-func (b *Backend) addChains(want layout) {
+func (b *Backend) addChains(tx *encoder, want layout) {
 	accept := nftables.ChainPolicyAccept
 	for _, c := range want.chains {
 		chain := &nftables.Chain{Name: c.name, Table: b.table}
@@ -88,12 +96,12 @@ func (b *Backend) addChains(want layout) {
 				chain.Type = nftables.ChainTypeNAT
 			}
 		}
-		b.addRules(b.conn.AddChain(chain), c.rules)
+		b.addRules(tx, tx.AddChain(chain), c.rules)
 	}
 }
 
 // addRules adds rules, making the anonymous sets that they look up.
-func (b *Backend) addRules(chain *nftables.Chain, rules []ruleLayout) {
+func (b *Backend) addRules(tx *encoder, chain *nftables.Chain, rules []ruleLayout) {
 	for _, r := range rules {
 		exprs := slices.Clone(r.exprs)
 		for i, e := range exprs {
@@ -104,20 +112,20 @@ func (b *Backend) addRules(chain *nftables.Chain, rules []ruleLayout) {
 			filled := *lookup
 			switch lookup.SetName {
 			case anonymousTypes:
-				b.anonymous(&filled, nftables.TypeFIBAddr, typeElements())
+				b.anonymous(tx, &filled, nftables.TypeFIBAddr, typeElements())
 			case anonymousProtocols:
-				b.anonymous(&filled, nftables.TypeInetProto, protocolElements())
+				b.anonymous(tx, &filled, nftables.TypeInetProto, protocolElements())
 			}
 			exprs[i] = &filled
 		}
-		b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: chain, Exprs: exprs, UserData: commentData(r.comment)})
+		tx.AddRule(&nftables.Rule{Table: b.table, Chain: chain, Exprs: exprs, UserData: commentData(r.comment)})
 	}
 }
 
-func (b *Backend) anonymous(lookup *expr.Lookup, keyType nftables.SetDatatype, elements []nftables.SetElement) {
+func (b *Backend) anonymous(tx *encoder, lookup *expr.Lookup, keyType nftables.SetDatatype, elements []nftables.SetElement) {
 	set := &nftables.Set{Table: b.table, Anonymous: true, Constant: true, KeyType: keyType}
 	// Only named sets can be refused here.
-	_ = b.conn.AddSet(set, elements)
+	_ = tx.AddSet(set, elements)
 	lookup.SetName, lookup.SetID = set.Name, set.ID
 }
 
@@ -135,19 +143,23 @@ func bytesOf(l layout) int {
 // yet, in as many transactions as it takes, and one last transaction swaps
 // rules and sets. It returns the number of transactions.
 func (b *Backend) stageTable(want layout, known found) (transactions uint32, err error) {
+	tx, err := newEncoder(want.randomFully)
+	if err != nil {
+		return 0, err
+	}
 	flush := func() error {
-		if err := b.conn.Flush(); err != nil {
+		if err := b.send(tx); err != nil {
 			return err
 		}
 		transactions++
 		return nil
 	}
-	b.conn.AddTable(b.table)
+	tx.AddTable(b.table)
 	for _, s := range want.sets {
-		if err := b.conn.AddSet(b.set(s), nil); err != nil {
+		if err := tx.AddSet(b.set(s), nil); err != nil {
 			return transactions, err
 		}
-		b.conn.FlushSet(b.set(s)) // of what an earlier attempt may have left
+		tx.FlushSet(b.set(s)) // of what an earlier attempt may have left
 	}
 	if err := flush(); err != nil {
 		return transactions, err
@@ -156,7 +168,7 @@ func (b *Backend) stageTable(want layout, known found) (transactions uint32, err
 	for _, s := range want.sets {
 		for part := range slices.Chunk(s.elements(), perFlush) {
 			for piece := range slices.Chunk(part, chunk) {
-				if err := b.conn.SetAddElements(b.set(s), piece); err != nil {
+				if err := tx.SetAddElements(b.set(s), piece); err != nil {
 					return transactions, err
 				}
 			}
@@ -166,20 +178,20 @@ func (b *Backend) stageTable(want layout, known found) (transactions uint32, err
 		}
 	}
 	for _, c := range known.layout.chains {
-		b.conn.FlushChain(&nftables.Chain{Table: b.table, Name: c.kernelName()})
+		tx.FlushChain(&nftables.Chain{Table: b.table, Name: c.kernelName()})
 	}
 	for _, c := range known.layout.chains {
-		b.conn.DelChain(&nftables.Chain{Table: b.table, Name: c.kernelName()})
+		tx.DelChain(&nftables.Chain{Table: b.table, Name: c.kernelName()})
 	}
 	for _, s := range known.layout.sets {
 		if !slices.ContainsFunc(want.sets, func(w setLayout) bool { return w.name == s.kernelName() }) {
-			b.conn.DelSet(&nftables.Set{Table: b.table, Name: s.kernelName()})
+			tx.DelSet(&nftables.Set{Table: b.table, Name: s.kernelName()})
 		}
 	}
 	for _, name := range known.layout.counters {
-		b.conn.DeleteObject(&nftables.NamedObj{Table: b.table, Name: name, Type: nftables.ObjTypeCounter})
+		tx.DeleteObject(&nftables.NamedObj{Table: b.table, Name: name, Type: nftables.ObjTypeCounter})
 	}
-	b.addCounters(want, known)
-	b.addChains(want)
+	b.addCounters(tx, want, known)
+	b.addChains(tx, want)
 	return transactions, flush()
 }
