@@ -347,7 +347,7 @@ func (a *Agent) countReject(err error) {
 		reasons = slices.Compact(slices.Sorted(slices.Values(rejected.Reasons)))
 	}
 	for _, r := range reasons {
-		a.metrics.rejects.WithLabelValues(r).Inc()
+		a.metrics.reject(r)
 	}
 }
 
@@ -370,7 +370,7 @@ func (a *Agent) plan(log *slog.Logger, status *Status) {
 	status.PlanError = ""
 	if err != nil {
 		status.PlanError = err.Error()
-		a.metrics.rejects.WithLabelValues("plan").Inc()
+		a.metrics.reject("plan")
 		if a.hash == "" && a.saved.Rules != nil {
 			rules, findings = *a.saved.Rules, nil
 			log.Error("the configuration cannot be kept on this node; starting with the last good rules from the state folder", "error", err)
@@ -418,7 +418,7 @@ func (a *Agent) apply(ctx context.Context, log *slog.Logger, status *Status) boo
 	took := time.Since(began)
 	status.AppliedGeneration, status.AppliedHash, status.LastSuccess = a.generation, a.hash, time.Now()
 	if change.Wrote {
-		a.metrics.applySeconds.Observe(took.Seconds())
+		a.metrics.apply.Update(took.Seconds())
 		if change.Repaired {
 			a.metrics.repairs.Inc()
 			log.Warn("somebody changed our rules; repaired", "generation", a.generation, "what", change.What, "took", took)

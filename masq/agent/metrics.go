@@ -2,12 +2,17 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	vm "github.com/VictoriaMetrics/metrics"
 
 	"sordino/masq"
 )
@@ -15,126 +20,146 @@ import (
 // metrics are counted by the loop; everything that the kernel or the status
 // knows is read when somebody scrapes.
 type metrics struct {
-	registry     *prometheus.Registry
-	rejects      *prometheus.CounterVec
-	findings     *prometheus.GaugeVec
-	repairs      prometheus.Counter
-	applyErrors  prometheus.Counter
-	takenOver    prometheus.Counter
-	applySeconds prometheus.Histogram
+	agent        *Agent
+	rejects      *vm.Set // a counter a reason
+	repairs      vm.Counter
+	applyErrors  vm.Counter
+	takenOver    vm.Counter
+	applySeconds *vm.Set
+	apply        *vm.PrometheusHistogram
+	findings     atomic.Pointer[map[masq.FindingCode]int]
 }
 
-const namespace = "ip_masq_agent"
+const namespace = "ip_masq_agent_"
 
 func newMetrics(a *Agent) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
-	}
-	m := &metrics{
-		registry: prometheus.NewRegistry(),
-		rejects: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: "config_rejects_total",
-			Help: "Configurations that were rejected, by reason; the last good one stayed in force."}, []string{"reason"}),
-		findings: prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "findings",
-			Help: "What the configuration's author should know, by code; see /status for the text."}, []string{"code"}),
-		repairs:     counter("drift_repairs_total", "Times that somebody else changed our rules and they were put back."),
-		applyErrors: counter("apply_errors_total", "Times that the kernel or iptables-restore refused our rules."),
-		takenOver:   counter("leftovers_removed_total", "Chains of other masquerade agents that were taken away."),
-		applySeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: "apply_duration_seconds",
-			Help:    "How long it took to write changed rules into the kernel.",
-			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}}),
-	}
-	m.registry.MustRegister(m.rejects, m.findings, m.repairs, m.applyErrors, m.takenOver, m.applySeconds, &collector{a})
+	m := &metrics{agent: a, rejects: vm.NewSet(), applySeconds: vm.NewSet()}
+	m.apply = m.applySeconds.NewPrometheusHistogramExt(namespace+"apply_duration_seconds",
+		[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5})
 	return m
 }
 
+func (m *metrics) reject(reason string) {
+	m.rejects.GetOrCreateCounter(fmt.Sprintf("%sconfig_rejects_total{reason=%q}", namespace, reason)).Inc()
+}
+
 func (m *metrics) setFindings(findings []masq.Finding) {
-	m.findings.Reset()
+	n := map[masq.FindingCode]int{}
 	for _, f := range findings {
-		m.findings.WithLabelValues(string(f.Code)).Inc()
+		n[f.Code]++
+	}
+	m.findings.Store(&n)
+}
+
+// series writes the values of one metric.
+type series struct {
+	w    io.Writer
+	name string
+}
+
+// value writes one; labels are names and values by turns.
+func (s series) value(v any, labels ...string) {
+	text := ""
+	for i := 0; i < len(labels); i += 2 {
+		text += fmt.Sprintf(",%s=%q", labels[i], labels[i+1])
+	}
+	if text != "" {
+		text = "{" + text[1:] + "}"
+	}
+	fmt.Fprintf(s.w, "%s%s %v\n", s.name, text, v)
+}
+
+// reading is what all metrics of one scrape are read from.
+type reading struct {
+	*metrics
+	status Status
+	held   masq.Held
+}
+
+// exposed is everything under /metrics; a test holds the documentation to it.
+var exposed = []struct {
+	name, kind, help string
+	write            func(reading, series)
+}{
+	{"desired_generation", "gauge", "Generation of the rules that should be in the kernel.", func(c reading, s series) { s.value(c.status.Generation) }},
+	{"applied_generation", "gauge", "Generation of the rules that the kernel was last seen to hold.", func(c reading, s series) { s.value(c.status.AppliedGeneration) }},
+	{"rules_info", "gauge", "Always 1; hashes of the desired and the applied rules, and the backend.", func(c reading, s series) {
+		s.value(1, "backend", c.status.Backend, "desired_hash", c.status.Hash, "applied_hash", c.status.AppliedHash)
+	}},
+	{"ready", "gauge", "1 when the kernel holds the desired rules, else 0.", func(c reading, s series) {
+		ready := 0
+		if c.status.Ready {
+			ready = 1
+		}
+		s.value(ready)
+	}},
+	{"last_success_timestamp_seconds", "gauge", "When the kernel was last seen to hold the desired rules, in Unix time.", func(c reading, s series) {
+		if !c.status.LastSuccess.IsZero() {
+			s.value(strconv.FormatFloat(float64(c.status.LastSuccess.UnixMilli())/1000, 'f', 3, 64))
+		}
+	}},
+	{"apply_duration_seconds", "histogram", "How long it took to write changed rules into the kernel.", func(c reading, s series) { c.applySeconds.WritePrometheus(s.w) }},
+	{"apply_errors_total", "counter", "Times that the kernel or iptables-restore refused our rules.", func(c reading, s series) { s.value(c.applyErrors.Get()) }},
+	{"config_rejects_total", "counter", "Configurations that were rejected, by reason; the last good one stayed in force.", func(c reading, s series) { c.rejects.WritePrometheus(s.w) }},
+	{"drift_repairs_total", "counter", "Times that somebody else changed our rules and they were put back.", func(c reading, s series) { s.value(c.repairs.Get()) }},
+	{"leftovers_removed_total", "counter", "Chains of other masquerade agents that were taken away.", func(c reading, s series) { s.value(c.takenOver.Get()) }},
+	{"findings", "gauge", "What the configuration's author should know, by code; /status has the text.", func(c reading, s series) {
+		if n := c.findings.Load(); n != nil {
+			for _, code := range slices.Sorted(maps.Keys(*n)) {
+				s.value((*n)[code], "code", string(code))
+			}
+		}
+	}},
+	{"packets_total", "counter", "Packets of connections that Pods opened, in the direction from the Pod, by what our rules did.", perFamily(func(n masq.Counter) uint64 { return n.Packets })},
+	{"bytes_total", "counter", "Bytes of the same packets.", perFamily(func(n masq.Counter) uint64 { return n.Bytes })},
+	{"connections_total", "counter", "Connections that Pods opened, by what our rules did.", perFamily(func(n masq.Counter) uint64 { return n.Connections })},
+	{"set_ranges", "gauge", "Ranges in each set.", func(c reading, s series) {
+		for _, set := range slices.Sorted(maps.Keys(c.held.SetSizes)) {
+			s.value(c.held.SetSizes[set], "set", set)
+		}
+	}},
+	{"conntrack_entries", "gauge", "Connections that the node tracks now, everybody's.", number("/proc/sys/net/netfilter/nf_conntrack_count")},
+	{"conntrack_limit", "gauge", "Connections that the node can track; beyond it packets are dropped.", number("/proc/sys/net/netfilter/nf_conntrack_max")},
+	{"conntrack_insert_failed_total", "counter", "Connections lost because no free source port was found, or two packets raced for one, everybody's.", func(_ reading, s series) {
+		if n, err := conntrackInsertFailed(); err == nil {
+			s.value(n)
+		}
+	}},
+}
+
+func perFamily(of func(masq.Counter) uint64) func(reading, series) {
+	return func(c reading, s series) {
+		for _, n := range c.held.Counters {
+			s.value(of(n), "family", n.Family.String(), "action", string(n.Action))
+		}
 	}
 }
 
-var (
-	desiredGeneration = describe("desired_generation", "Generation of the rules that should be in the kernel.")
-	appliedGeneration = describe("applied_generation", "Generation of the rules that the kernel was last seen to hold.")
-	rulesInfo         = describe("rules_info", "Always 1; hashes of the desired and the applied rules, and the backend.", "backend", "desired_hash", "applied_hash")
-	ready             = describe("ready", "1 when the kernel holds the desired rules.")
-	lastSuccess       = describe("last_success_timestamp_seconds", "When the kernel was last seen to hold the desired rules, in Unix time.")
-	packets           = describe("packets_total", "Packets of connections that Pods opened, in the direction from the Pod, by what our rules did.", "family", "action")
-	bytes             = describe("bytes_total", "Bytes of the same packets.", "family", "action")
-	connections       = describe("connections_total", "Connections that Pods opened, by what our rules did.", "family", "action")
-	setRanges         = describe("set_ranges", "Ranges in each set.", "set")
-	conntrackEntries  = describe("conntrack_entries", "Connections that the node tracks now, everybody's.")
-	conntrackLimit    = describe("conntrack_limit", "Connections that the node can track; beyond it packets are dropped.")
-	insertFailed      = describe("conntrack_insert_failed_total", "Connections lost because no free source port was found, or two packets raced for one, everybody's.")
-)
-
-func describe(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(namespace+"_"+name, help, labels, nil)
-}
-
-// collector reads the kernel and the status at every scrape.
-type collector struct{ agent *Agent }
-
-func (c *collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{desiredGeneration, appliedGeneration, rulesInfo, ready, lastSuccess,
-		packets, bytes, connections, setRanges, conntrackEntries, conntrackLimit, insertFailed} {
-		descs <- d
+func number(path string) func(reading, series) {
+	return func(_ reading, s series) {
+		if text, err := os.ReadFile(path); err == nil {
+			if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil {
+				s.value(n)
+			}
+		}
 	}
 }
 
-func (c *collector) Collect(out chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	count := func(d *prometheus.Desc, v uint64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-	}
-	s := c.agent.Status()
-	gauge(desiredGeneration, float64(s.Generation))
-	gauge(appliedGeneration, float64(s.AppliedGeneration))
-	gauge(rulesInfo, 1, s.Backend, s.Hash, s.AppliedHash)
-	readyValue := 0.0
-	if s.Ready {
-		readyValue = 1
-	}
-	gauge(ready, readyValue)
-	if !s.LastSuccess.IsZero() {
-		gauge(lastSuccess, float64(s.LastSuccess.UnixMilli())/1000)
-	}
-
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// write prints all metrics in Prometheus' text format. What the kernel does
+// not tell is left out, and said.
+func (m *metrics) write(ctx context.Context, w io.Writer) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if held, err := c.agent.Backend.Held(ctx); err != nil {
-		out <- prometheus.NewInvalidMetric(packets, err)
-	} else {
-		for _, n := range held.Counters {
-			family, action := n.Family.String(), string(n.Action)
-			count(packets, n.Packets, family, action)
-			count(bytes, n.Bytes, family, action)
-			count(connections, n.Connections, family, action)
-		}
-		for set, size := range held.SetSizes {
-			gauge(setRanges, float64(size), set)
-		}
+	c := reading{metrics: m, status: m.agent.Status()}
+	var err error
+	if c.held, err = m.agent.Backend.Held(ctx); err != nil && ctx.Err() == nil {
+		m.agent.Log.Warn("a scrape went without the kernel's counters", "error", err)
 	}
-	if n, err := readNumber("/proc/sys/net/netfilter/nf_conntrack_count"); err == nil {
-		gauge(conntrackEntries, n)
+	for _, e := range exposed {
+		fmt.Fprintf(w, "# HELP %[1]s%[2]s %[3]s\n# TYPE %[1]s%[2]s %[4]s\n", namespace, e.name, e.help, e.kind)
+		e.write(c, series{w, namespace + e.name})
 	}
-	if n, err := readNumber("/proc/sys/net/netfilter/nf_conntrack_max"); err == nil {
-		gauge(conntrackLimit, n)
-	}
-	if n, err := conntrackInsertFailed(); err == nil {
-		count(insertFailed, n)
-	}
-}
-
-func readNumber(path string) (float64, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseFloat(strings.TrimSpace(string(text)), 64)
+	vm.WriteProcessMetrics(w)
 }
 
 // conntrackInsertFailed sums the column of that name, hexadecimal and a line
