@@ -66,7 +66,8 @@ func (r RuleSet) Of(f Family) (FamilyRules, bool) {
 	return FamilyRules{}, false
 }
 
-// Canonical is the rule set as text, a line a fact: equal for equal meaning.
+// Canonical is the rule set as bytes, equal for equal meaning: a line a fact,
+// with intervals as pairs of addresses in network order.
 func (r RuleSet) Canonical() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "chain %s\nany-source %t\nenforce-exempt %t\nrandom-fully %t\n",
@@ -77,14 +78,14 @@ func (r RuleSet) Canonical() []byte {
 	for _, p := range r.Ports {
 		fmt.Fprintf(&b, "ports %s\n", p)
 	}
-	var line []byte
 	intervals := func(word string, list []Interval) {
+		fmt.Fprintf(&b, "%s %d\n", word, len(list))
+		b.Grow(len(list) * 2 * 16)
 		for _, iv := range list {
-			line = append(append(line[:0], word...), ' ')
-			line = iv.First.AppendTo(line)
-			line = append(line, '-')
-			line = append(iv.Last.AppendTo(line), '\n')
-			b.Write(line)
+			for _, a := range []netip.Addr{iv.First, iv.Last} {
+				bytes, _ := a.AppendBinary(b.AvailableBuffer()) // never an error
+				b.Write(bytes)
+			}
 		}
 	}
 	for _, f := range r.Families {

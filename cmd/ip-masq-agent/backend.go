@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"sordino/internal/nfnotify"
 	"sordino/masq"
 	"sordino/masq/agent"
 	"sordino/masq/foreign"
@@ -39,10 +40,10 @@ type chosenBackend struct {
 // NAT hooks share one connection tracking, and the first chain that decides a
 // flow wins. iptables is for kernels without NAT in the inet family and for
 // people who ask for it.
-func openBackend(ctx context.Context, f *flags, log *slog.Logger) (chosenBackend, error) {
+func openBackend(ctx context.Context, f *flags, listeners *nfnotify.Listeners, log *slog.Logger) (chosenBackend, error) {
 	var refused error
 	if f.backend != "iptables" {
-		b, err := nftables.New(nftables.Options{Table: ownTable, Log: log})
+		b, err := nftables.New(nftables.Options{Table: ownTable, Log: log, Listeners: listeners})
 		if err == nil {
 			reason := "this kernel has NAT in the inet family"
 			if f.backend == "nftables" {

@@ -29,7 +29,7 @@ func plan(ctx context.Context, inv *invocation) (err error) {
 	if err != nil {
 		return err
 	}
-	backend, err := openBackend(ctx, inv.flags, inv.log)
+	backend, err := openBackend(ctx, inv.flags, nil, inv.log)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"sordino/internal/nfnotify"
 	"sordino/masq/agent"
 	"sordino/masq/configfile"
 	"sordino/masq/foreign"
@@ -30,12 +31,13 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 	debug.SetGCPercent(50)
 	inv.log.Info("starting", "version", version, "config", f.config, "args", strings.Join(os.Args[1:], " "))
 
-	backend, err := openBackend(ctx, f, inv.log)
+	var listeners nfnotify.Listeners
+	backend, err := openBackend(ctx, f, &listeners, inv.log)
 	if err != nil {
 		return err
 	}
 	defer closing(&err, backend)
-	others, err := foreign.Open(foreign.Options{Log: inv.log, OwnTable: ownTable, Chains: []string{f.chain}})
+	others, err := foreign.Open(foreign.Options{Log: inv.log, OwnTable: ownTable, Chains: []string{f.chain}, Listeners: &listeners})
 	if err != nil {
 		return err
 	}

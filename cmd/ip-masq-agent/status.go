@@ -29,7 +29,7 @@ func status(ctx context.Context, inv *invocation) (err error) {
 	} else {
 		report.Agent = s
 	}
-	backend, err := openBackend(ctx, inv.flags, inv.log)
+	backend, err := openBackend(ctx, inv.flags, nil, inv.log)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -243,6 +244,28 @@ func FuzzDecode(f *testing.F) {
 			if p.Origin.Line < 1 || p.Origin.Line > lines+1 || p.Origin.Column < 1 || p.Reason == "" {
 				t.Errorf("%q: a Problem at %v of %d lines, reason %q", text, p.Origin, lines, p.Reason)
 			}
+		}
+	})
+}
+
+func FuzzScanPlain(f *testing.F) {
+	for _, s := range []string{
+		"nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- ::/0\n", "a:\n  - 1/2 # c\n\n# x\n  - 3/4\nb: 12\nc: true\n", "a:\n- 1/2:\n", "a:\nb: ~\nc: 0x10\n",
+		"a: on\r\nb:\r\n  - fe80::/10\r\n", "y: 1\n", "a:\n - 1/2\n  - 3/4\n", "a: 1#2\n", "a: 1 #2", "a :1", "a:\n- :/\n", "a:\n-  1/2\n-   :::/1", "a:\n\n\n- 1/2\n", "a: x\n- 1/2", "  \n - 1/2", "a:   b  # c\nd:#", "A: ", "A:\n#0\xa8", strings.Repeat("w", 2000) + "A:",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		fast, ok := scanPlain("f", []byte(text))
+		if !ok {
+			return
+		}
+		slow, warnings, err := parseYAML("f", []byte(text))
+		if err != nil || len(warnings) > 0 {
+			t.Fatalf("%q: the parser says %v, %v", text, warnings, err)
+		}
+		if !reflect.DeepEqual(fast, slow) {
+			t.Errorf("%q: scanned\n%+v, parsed\n%+v", text, fast, slow)
 		}
 	})
 }

@@ -58,6 +58,9 @@ func parseTree(name string, content []byte) (value, []Warning, error) {
 		}
 		return value{}, nil, err
 	}
+	if v, ok := scanPlain(name, content); ok {
+		return v, nil, nil
+	}
 	return parseYAML(name, content)
 }
 
@@ -71,23 +74,39 @@ func parseJSON(name string, content []byte) (value, error) {
 		}
 		return value{}, syntaxProblem(masq.Origin{File: name, Line: line, Column: column}, content, "this is not valid JSON: "+message)
 	}
-	return jsonValue(name, content, tree), nil
+	return jsonValue(&places{name: name, content: content, line: 1}, tree), nil
 }
 
-func jsonValue(name string, content []byte, v hujson.Value) value {
-	before := content[:min(v.StartOffset, len(content))]
-	start := bytes.LastIndexByte(before, '\n') + 1
-	out := value{origin: masq.Origin{File: name, Line: bytes.Count(before, []byte("\n")) + 1, Column: utf8.RuneCount(before[start:]) + 1}}
+// places turns offsets, asked for in ascending order, into lines and columns.
+type places struct {
+	name                string
+	content             []byte
+	offset, line, start int // the last answer, and where its line begins
+}
+
+func (p *places) at(offset int) masq.Origin {
+	offset = max(p.offset, min(offset, len(p.content)))
+	passed := p.content[p.offset:offset]
+	if last := bytes.LastIndexByte(passed, '\n'); last >= 0 {
+		p.line += bytes.Count(passed, []byte{'\n'})
+		p.start = p.offset + last + 1
+	}
+	p.offset = offset
+	return masq.Origin{File: p.name, Line: p.line, Column: utf8.RuneCount(p.content[p.start:offset]) + 1}
+}
+
+func jsonValue(p *places, v hujson.Value) value {
+	out := value{origin: p.at(v.StartOffset)}
 	switch t := v.Value.(type) {
 	case *hujson.Object:
 		out.kind = mapping
 		for _, m := range t.Members {
-			out.entries = append(out.entries, entry{jsonValue(name, content, m.Name), jsonValue(name, content, m.Value)})
+			out.entries = append(out.entries, entry{jsonValue(p, m.Name), jsonValue(p, m.Value)})
 		}
 	case *hujson.Array:
 		out.kind = list
 		for _, e := range t.Elements {
-			out.items = append(out.items, jsonValue(name, content, e))
+			out.items = append(out.items, jsonValue(p, e))
 		}
 	case hujson.Literal:
 		out.text = string(t)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sordino/internal/netns"
+	"sordino/internal/nfnotify"
 	"sordino/internal/xtables"
 	"sordino/masq"
 )
@@ -31,6 +32,8 @@ type Options struct {
 	OwnTable string
 	// Chains are further chains of masquerade agents.
 	Chains []string
+	// Listeners are those of the process in this namespace.
+	Listeners *nfnotify.Listeners
 }
 
 // Node is one network namespace. Its methods may be called from any goroutine.
@@ -40,6 +43,8 @@ type Node struct {
 	chains   []string
 	log      *slog.Logger
 	legacy   *xtables.Programs
+
+	listeners *nfnotify.Listeners
 
 	mu   sync.Mutex // guards conn
 	conn *nftables.Conn
@@ -51,11 +56,14 @@ func Open(o Options) (*Node, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Listeners == nil {
+		o.Listeners = &nfnotify.Listeners{}
+	}
 	ns, err := netns.Current()
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{ns: ns, ownTable: o.OwnTable, log: o.Log, chains: slices.Clone(agentChains)}
+	n := &Node{ns: ns, ownTable: o.OwnTable, log: o.Log, listeners: o.Listeners, chains: slices.Clone(agentChains)}
 	for _, c := range o.Chains {
 		if !slices.Contains(n.chains, c) {
 			n.chains = append(n.chains, c)
@@ -260,33 +268,12 @@ func (n *Node) legacyInUse(family masq.Family) bool { return xtables.LegacyInUse
 // that iptables-nft keeps, until the context ends. Legacy iptables announces
 // nothing.
 func (n *Node) Watch(ctx context.Context, touched func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: n.ns.FD()})
-	if err != nil {
-		return fmt.Errorf("opening netfilter netlink: %w", err)
-	}
-	defer conn.Close()
-	_ = conn.SetReadBuffer(1 << 20)
-	const notifications = 7 // NFNLGRP_NFTABLES
-	if err := conn.JoinGroup(notifications); err != nil {
-		return fmt.Errorf("subscribing to nftables notifications: %w", err)
-	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	touched() // whatever happened before we listened
-	for {
-		messages, err := conn.Receive()
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, unix.ENOBUFS):
-			touched()
-			continue
-		case err != nil:
-			return fmt.Errorf("reading nftables notifications: %w", err)
-		}
+	heard := func(messages []netlink.Message) {
 		if slices.ContainsFunc(messages, func(m netlink.Message) bool { return m.Header.PID != n.port && n.addsToNAT(m) }) {
 			touched()
 		}
 	}
+	return n.listeners.Listen(ctx, n.ns, heard, touched, touched)
 }
 
 // addsToNAT recognises new chains of the agents' names and new rules in them or

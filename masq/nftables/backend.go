@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sordino/internal/netns"
+	"sordino/internal/nfnotify"
 	"sordino/masq"
 )
 
@@ -25,11 +26,18 @@ const DefaultTable = "ip-masq-agent"
 // Only root of the initial user namespace gets it; elsewhere see stageTable.
 const sendBuffer = 64 << 20
 
+// loudest is how many ranges a transaction may change while the process
+// listens; see package nfnotify for what each of them costs.
+const loudest = 4096
+
 // Options are what a Backend can be given; the zero value works.
 type Options struct {
 	// Table is the table's name, DefaultTable when empty.
 	Table string
 	Log   *slog.Logger
+	// Listeners are told to be quiet while a large set is written: those of the
+	// process that listen to the same namespace.
+	Listeners *nfnotify.Listeners
 	// SendBuffer stands in for the kernel's answer to the wish for a larger
 	// buffer when it is not zero, in bytes.
 	SendBuffer int
@@ -41,6 +49,8 @@ type Backend struct {
 	table *nftables.Table
 	log   *slog.Logger
 	ns    *netns.NS
+	// listeners hear nothing while a large set is written.
+	listeners *nfnotify.Listeners
 
 	mu     sync.Mutex // guards conn and sender, and what follows
 	conn   *nftables.Conn
@@ -61,13 +71,16 @@ func New(o Options) (*Backend, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Listeners == nil {
+		o.Listeners = &nfnotify.Listeners{}
+	}
 	ns, err := netns.Current()
 	if err != nil {
 		return nil, err
 	}
 	b := &Backend{
 		table: &nftables.Table{Name: o.Table, Family: nftables.TableFamilyINet},
-		log:   o.Log, ns: ns, batch: o.SendBuffer,
+		log:   o.Log, ns: ns, listeners: o.Listeners, batch: o.SendBuffer,
 	}
 	b.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(ns.FD()))
 	if err != nil {
@@ -158,8 +171,15 @@ func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64)
 		change.What = []string{"table inet " + b.table.Name + " written"}
 	}
 	b.held = nil // not known until the write is through
+	// What is loud is written while nobody listens.
+	apart := func(loud bool, write func() error) error {
+		if loud {
+			return b.listeners.Quiet(write)
+		}
+		return write()
+	}
 	if d.onlyElements() {
-		err = b.writeElements(want, d)
+		err = apart(d.ranges() > loudest, func() error { return b.writeElements(want, d) })
 		if err == nil {
 			b.hold(&want, hash, gen+1)
 			return change, nil
@@ -175,12 +195,15 @@ func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64)
 		return masq.Change{}, err
 	}
 	transactions := uint32(1)
-	if bytesOf(want) > b.batch {
-		want = layOut(rs, hash, generation, known.otherSuffix())
-		transactions, err = b.stageTable(want, known)
-	} else {
-		err = b.writeTable(want, known)
+	write := func() (err error) {
+		if want.bytes() > b.batch {
+			want = layOut(rs, hash, generation, known.otherSuffix())
+			transactions, err = b.stageTable(want, known)
+			return err
+		}
+		return b.writeTable(want, known)
 	}
+	err = apart(want.ranges() > loudest, write)
 	if err != nil {
 		return masq.Change{}, fmt.Errorf("writing table inet %s: %w", b.table.Name, explainErrno(err))
 	}

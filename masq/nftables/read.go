@@ -304,7 +304,14 @@ type elementDifference struct {
 	added, gone []masq.Interval
 }
 
-func (d difference) empty() bool        { return len(d.structure) == 0 && len(d.elements) == 0 && !d.mark }
+func (d difference) empty() bool { return len(d.structure) == 0 && len(d.elements) == 0 && !d.mark }
+func (d difference) ranges() int {
+	n := 0
+	for _, e := range d.elements {
+		n += len(e.added) + len(e.gone)
+	}
+	return n
+}
 func (d difference) onlyElements() bool { return len(d.structure) == 0 }
 
 func (d difference) describe() []string {

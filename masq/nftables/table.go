@@ -53,6 +53,25 @@ type chainLayout struct {
 	rules []ruleLayout
 }
 
+// ranges counts those of all sets.
+func (l layout) ranges() int {
+	n := 0
+	for _, s := range l.sets {
+		n += len(s.intervals)
+	}
+	return n
+}
+
+// bytes estimates from above what writing the layout sends: elements are what
+// makes it large.
+func (l layout) bytes() int {
+	n := 32 << 10
+	for _, s := range l.sets {
+		n += 2 * len(s.intervals) * (int(s.keyType.Bytes) + 28)
+	}
+	return n
+}
+
 // ruleLayout is one rule. A lookup of a name that begins with two underscores
 // stands for an anonymous set.
 type ruleLayout struct {

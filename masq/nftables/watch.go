@@ -4,70 +4,40 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"syscall"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// notificationGroup is NFNLGRP_NFTABLES.
-const notificationGroup = 7
-
 // Watch calls touched when somebody else changes or removes our table, and once
-// when it begins to listen, until the context ends. The kernel stamps every notification with the port of the
-// socket that asked for the change, so our own writes are known.
+// when it begins to listen, until the context ends. The kernel stamps every
+// notification with the port of the socket that asked for the change, so our
+// own writes are known.
 func (b *Backend) Watch(ctx context.Context, touched func()) error {
-	conn, err := b.raw()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	// Other components write large rule sets; what does not fit is lost, and
-	// ENOBUFS says so.
-	_ = conn.SetReadBuffer(1 << 20)
-	if err := conn.JoinGroup(notificationGroup); err != nil {
-		return fmt.Errorf("subscribing to nftables notifications: %w", err)
-	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	if err := b.missed(); err != nil {
-		return err
-	}
-	touched()
 	name := append([]byte(b.table.Name), 0)
-	for {
-		messages, err := conn.Receive()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, syscall.ENOBUFS) {
-			b.intact.Store(false)
-			touched()
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("reading nftables notifications: %w", err)
-		}
+	heard := func(messages []netlink.Message) {
 		for _, m := range messages {
 			if m.Header.PID != b.port.Load() && concerns(m, name) {
 				b.intact.Store(false)
 				touched()
-				break
+				return
 			}
 		}
 	}
+	lost := func() {
+		b.missed()
+		touched()
+	}
+	return b.listeners.Listen(ctx, b.ns, heard, lost, lost)
 }
 
-// missed notices whether somebody wrote before we listened.
-func (b *Backend) missed() error {
+// missed notices whether anybody wrote while nobody listened.
+func (b *Backend) missed() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	gen, err := b.generation()
-	if err == nil && gen != b.gen {
+	if gen, err := b.generation(); err != nil || gen != b.gen {
 		b.intact.Store(false)
 	}
-	return err
 }
 
 // concerns reports whether a notification is about our table. Its name is the

@@ -129,15 +129,6 @@ func (b *Backend) anonymous(tx *encoder, lookup *expr.Lookup, keyType nftables.S
 	lookup.SetName, lookup.SetID = set.Name, set.ID
 }
 
-// bytesOf estimates a batch from above: elements are what makes it large.
-func bytesOf(l layout) int {
-	n := 32 << 10
-	for _, s := range l.sets {
-		n += 2 * len(s.intervals) * (int(s.keyType.Bytes) + 28)
-	}
-	return n
-}
-
 // stageTable serves sockets whose buffer is too small for everything at once,
 // as in a user namespace: the sets are filled under names that no rule knows
 // yet, in as many transactions as it takes, and one last transaction swaps
