@@ -59,22 +59,21 @@ func (f Family) LinkLocal() netip.Prefix {
 }
 
 // Origin says where a value came from, so that an answer at 3 a.m. can name
-// the line to edit. Exactly one of File and Source is set.
+// the line to edit.
 type Origin struct {
-	// File, Line and Column (both from 1) are a place in a config file.
-	File   string `json:"file,omitempty"`
-	Line   int    `json:"line,omitempty"`
-	Column int    `json:"column,omitempty"`
-	// Source names anything that is not a file: "default", "link-local",
-	// "flag --pod-cidrs".
-	Source string `json:"source,omitempty"`
+	// Source is a file's path, or names anything that is not a file:
+	// "default", "link-local", "flag --pod-cidrs".
+	Source string `json:"source"`
+	// Line and Column, both from 1, are the place in a file; 0 elsewhere.
+	Line   int `json:"line,omitempty"`
+	Column int `json:"column,omitempty"`
 }
 
 func (o Origin) String() string {
-	if o.File == "" {
+	if o.Line == 0 {
 		return o.Source
 	}
-	return fmt.Sprintf("%s:%d:%d", o.File, o.Line, o.Column)
+	return fmt.Sprintf("%s:%d:%d", o.Source, o.Line, o.Column)
 }
 
 // Range is a prefix that remembers where it came from. The prefix is always

@@ -2,6 +2,7 @@ package masq
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -143,15 +144,15 @@ func longest(ranges []Range, a netip.Addr) *Range {
 	return best
 }
 
-func decidingEntry(entries []listedRange, a netip.Addr) *listedRange {
+func decidingEntry(entries iter.Seq[listedRange], a netip.Addr) *listedRange {
 	var best *listedRange
-	for i, e := range entries {
+	for e := range entries {
 		if !e.Prefix.Contains(a) {
 			continue
 		}
 		if best == nil || e.Prefix.Bits() > best.Prefix.Bits() ||
 			e.Prefix.Bits() == best.Prefix.Bits() && e.masquerade && !best.masquerade {
-			best = &entries[i]
+			best = &e
 		}
 	}
 	return best

@@ -2,6 +2,8 @@ package masq
 
 import (
 	"cmp"
+	"encoding/binary"
+	"math/bits"
 	"net/netip"
 	"slices"
 )
@@ -83,6 +85,21 @@ func merge(in []Interval) []Interval {
 	return out
 }
 
+// union joins two merged lists into one.
+func union(a, b []Interval) []Interval {
+	if !slices.ContainsFunc(b, func(iv Interval) bool { held, ok := find(a, iv.First); return !ok || held.Last.Compare(iv.Last) < 0 }) {
+		return a
+	}
+	all := make([]Interval, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		if a[0].First.Compare(b[0].First) > 0 {
+			a, b = b, a
+		}
+		all, a = append(all, a[0]), a[1:]
+	}
+	return merge(append(append(all, a...), b...))
+}
+
 func mergePrefixes(ranges []Range, family Family) []Interval {
 	in := make([]Interval, 0, len(ranges))
 	for _, r := range ranges {
@@ -113,26 +130,8 @@ func covers(merged []Interval, p netip.Prefix) bool {
 
 // lastAddr is the highest address of a masked prefix.
 func lastAddr(p netip.Prefix) netip.Addr {
-	if p.Addr().Is4() {
-		a := p.Addr().As4()
-		fillHostBits(a[:], p.Bits())
-		return netip.AddrFrom4(a)
-	}
-	a := p.Addr().As16()
-	fillHostBits(a[:], p.Bits())
-	return netip.AddrFrom16(a)
-}
-
-func fillHostBits(a []byte, bits int) {
-	for i := range a {
-		switch {
-		case bits >= 8:
-			bits -= 8
-		default:
-			a[i] |= 0xff >> bits
-			bits = 0
-		}
-	}
+	a := p.Addr()
+	return numberOf(a).withHostBits(a.BitLen() - p.Bits()).addr(FamilyOf(a))
 }
 
 func commonBits(a, b netip.Addr) int {
@@ -148,4 +147,49 @@ func commonBits(a, b netip.Addr) int {
 		}
 	}
 	return len(x) * 8
+}
+
+// number is an address as a number; IPv4's are below 2^32.
+type number struct{ hi, lo uint64 }
+
+func numberOf(a netip.Addr) number {
+	if a.Is4() {
+		b := a.As4()
+		return number{0, uint64(binary.BigEndian.Uint32(b[:]))}
+	}
+	b := a.As16()
+	return number{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
+}
+
+func (n number) addr(f Family) netip.Addr {
+	if f == IPv4 {
+		return netip.AddrFrom4([4]byte{byte(n.lo >> 24), byte(n.lo >> 16), byte(n.lo >> 8), byte(n.lo)})
+	}
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], n.hi)
+	binary.BigEndian.PutUint64(b[8:], n.lo)
+	return netip.AddrFrom16(b)
+}
+
+func (n number) compare(m number) int {
+	return cmp.Or(cmp.Compare(n.hi, m.hi), cmp.Compare(n.lo, m.lo))
+}
+
+// next and prev wrap around.
+func (n number) next() number {
+	lo, carry := bits.Add64(n.lo, 1, 0)
+	return number{n.hi + carry, lo}
+}
+
+func (n number) prev() number {
+	lo, borrow := bits.Sub64(n.lo, 1, 0)
+	return number{n.hi - borrow, lo}
+}
+
+// withHostBits sets the lowest bits.
+func (n number) withHostBits(count int) number {
+	if count > 64 {
+		return number{n.hi | (1<<(count-64) - 1), ^uint64(0)}
+	}
+	return number{n.hi, n.lo | (1<<count - 1)}
 }

@@ -18,7 +18,7 @@ var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b 
 func ranges(source string, texts ...string) []Range {
 	var out []Range
 	for i, t := range texts {
-		out = append(out, Range{netip.MustParsePrefix(t), Origin{File: source, Line: i + 1, Column: 3}})
+		out = append(out, Range{netip.MustParsePrefix(t), Origin{Source: source, Line: i + 1, Column: 3}})
 	}
 	return out
 }
@@ -204,7 +204,7 @@ func genPrefix(family Family) *rapid.Generator[netip.Prefix] {
 func genRanges(t *rapid.T, label string, most int) []Range {
 	var list []Range
 	for i, p := range rapid.SliceOfN(rapid.OneOf(genPrefix(IPv4), genPrefix(IPv6)), 0, most).Draw(t, label) {
-		list = append(list, Range{p, Origin{File: label, Line: i + 1, Column: 1}})
+		list = append(list, Range{p, Origin{Source: label, Line: i + 1, Column: 1}})
 	}
 	return list
 }

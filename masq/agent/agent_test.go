@@ -127,7 +127,7 @@ func list(prefixes ...string) masq.Config {
 	c := masq.DefaultConfig(false)
 	c.NonMasquerade, c.NonMasqueradeGiven = nil, true
 	for _, p := range prefixes {
-		c.NonMasquerade = append(c.NonMasquerade, masq.Range{Prefix: netip.MustParsePrefix(p), Origin: masq.Origin{File: "config", Line: 1, Column: 1}})
+		c.NonMasquerade = append(c.NonMasquerade, masq.Range{Prefix: netip.MustParsePrefix(p), Origin: masq.Origin{Source: "config", Line: 1, Column: 1}})
 	}
 	return c
 }

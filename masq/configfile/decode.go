@@ -33,6 +33,7 @@ type parsed struct {
 
 // reader turns one tree into what it says, collecting every complaint.
 type reader struct {
+	file     string
 	settings Settings
 	out      parsed
 	warnings []Warning
@@ -42,7 +43,7 @@ type reader struct {
 // keys are all that a configuration may hold, in the spelling we print.
 var keys = map[string]func(*reader, value){
 	"nonMasqueradeCIDRs": func(r *reader, v value) {
-		r.out.listOrigin = v.origin
+		r.out.listOrigin = v.in(r.file)
 		list := r.ranges(v, "nonMasqueradeCIDRs", r.settings.IPv6)
 		r.out.nonMasquerade = &list
 	},
@@ -82,21 +83,21 @@ func (r *reader) read(v value) {
 		return
 	}
 	r.manifest(v)
-	seen := map[string]masq.Origin{}
+	seen := map[string]int32{}
 	last := map[string]value{}
 	var order []string
-	for _, e := range v.entries {
-		name := knownKey(e.key.text)
+	for key, item := range v.entries() {
+		name := knownKey(key.text)
 		if name == "" {
-			r.warn(e.key, fmt.Sprintf("unknown key %q is ignored%s", e.key.text, suggestion(e.key.text)))
+			r.warn(key, fmt.Sprintf("unknown key %q is ignored%s", key.text, suggestion(key.text)))
 			continue
 		}
 		if first, twice := seen[name]; twice {
-			r.warn(e.key, fmt.Sprintf("%s is given twice (first at line %d); the last one counts", name, first.Line))
+			r.warn(key, fmt.Sprintf("%s is given twice (first at line %d); the last one counts", name, first))
 		} else {
 			order = append(order, name)
 		}
-		seen[name], last[name] = e.key.origin, e.value
+		seen[name], last[name] = key.line, item
 	}
 	for _, name := range order {
 		keys[name](r, last[name])
@@ -107,9 +108,9 @@ func (r *reader) read(v value) {
 // effect: upstream ignores the unknown keys and uses its defaults.
 func (r *reader) manifest(v value) {
 	has := func(name string) (value, bool) {
-		for _, e := range v.entries {
-			if e.key.text == name {
-				return e.key, true
+		for key := range v.entries() {
+			if key.text == name {
+				return key, true
 			}
 		}
 		return value{}, false
@@ -178,11 +179,11 @@ func edits(a, b string) int {
 }
 
 func (r *reader) warn(v value, message string) {
-	r.warnings = append(r.warnings, Warning{v.origin, v.text, message})
+	r.warnings = append(r.warnings, Warning{v.in(r.file), v.text, message})
 }
 
 func (r *reader) problem(v value, reason, message, fix string) {
-	r.problems = append(r.problems, &Problem{v.origin, v.text, message, fix, reason})
+	r.problems = append(r.problems, &Problem{v.in(r.file), v.text, message, fix, reason})
 }
 
 func (r *reader) ranges(v value, key string, ipv6 bool) []masq.Range {
@@ -203,7 +204,7 @@ func (r *reader) ranges(v value, key string, ipv6 bool) []masq.Range {
 			r.problem(item, ReasonType, fmt.Sprintf("%s has an item that is %s: %q", key, item.kind, item.text), "write a range such as 10.0.0.0/8")
 		default:
 			if p, ok := r.prefix(item, ipv6); ok {
-				out = append(out, masq.Range{Prefix: p, Origin: item.origin})
+				out = append(out, masq.Range{Prefix: p, Origin: item.in(r.file)})
 			}
 		}
 	}
@@ -329,7 +330,7 @@ func (r *reader) snatAddress(v value) {
 			r.problem(item, ReasonIPv6Disabled, fmt.Sprintf("ipv6 is not enabled, but ipv6 cidr %s provided. Enable ipv6 using --enable-ipv6 agent flag", item.text), "give the flag, or remove the address")
 			continue
 		}
-		r.out.snat = append(r.out.snat, masq.Range{Prefix: p, Origin: item.origin})
+		r.out.snat = append(r.out.snat, masq.Range{Prefix: p, Origin: item.in(r.file)})
 	}
 }
 

@@ -38,7 +38,7 @@ const maxSize = 64 << 20
 func Load(path string, s Settings) (Result, error) {
 	sources, err := readSources(path)
 	if err != nil {
-		return Result{}, &Problem{Origin: masq.Origin{File: path, Line: 1, Column: 1}, Message: fmt.Sprintf("reading the configuration: %v", err),
+		return Result{}, &Problem{Origin: masq.Origin{Source: path, Line: 1, Column: 1}, Message: fmt.Sprintf("reading the configuration: %v", err),
 			Fix: "make it readable for the agent", Reason: ReasonUnreadable}
 	}
 	return FromSources(sources, s)
@@ -94,7 +94,7 @@ func FromSources(sources []Source, s Settings) (Result, error) {
 	var files []parsed
 	var problems []error
 	for _, source := range sources {
-		r := &reader{settings: s}
+		r := &reader{file: source.Name, settings: s}
 		tree, warnings, err := parseTree(source.Name, source.Text)
 		if err != nil {
 			problems = append(problems, err)

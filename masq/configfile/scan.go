@@ -1,92 +1,97 @@
 package configfile
 
 import (
-	"bytes"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
-
-	"sordino/masq"
 )
 
 // scanPlain reads the YAML that configurations nearly always are: keys at the
-// beginning of a line with a plain word or a block list of ranges. It is a
-// hundred times faster than a YAML parser, which counts with 100,000 ranges.
-// Whatever else it meets makes it give up, and the parser decides; a fuzz test
-// holds the two together.
-func scanPlain(name string, content []byte) (value, bool) {
+// beginning of a line with a plain word or a block list of ranges. It is many
+// times faster than a YAML parser, which counts with 100,000 ranges. Whatever
+// else it meets makes it give up, and the parser decides; a fuzz test holds
+// the two together.
+func scanPlain(content string) (value, bool) {
 	out := value{kind: mapping}
 	var items []value // of all lists; allocated once, for as many as there can be
 	first := 0        // of the list of the last key
 	indent := -1      // of that list; -1 while it has no item
 	closeList := func() {
 		if indent >= 0 {
-			last := &out.entries[len(out.entries)-1].value
+			last := &out.items[len(out.items)-1]
 			last.kind, last.items = list, items[first:len(items):len(items)]
 			first, indent = len(items), -1
 		}
 	}
-	for line := 1; len(content) > 0; line++ {
-		full, rest, _ := bytes.Cut(content, []byte{'\n'})
+	for line := int32(1); len(content) > 0; line++ {
+		full, rest, _ := strings.Cut(content, "\n")
 		content = rest
-		full = bytes.TrimSuffix(full, []byte{'\r'})
-		if !all(full, isPrintable) {
-			return value{}, false
+		full = strings.TrimSuffix(full, "\r")
+		start := 0
+		for start < len(full) && full[start] == ' ' {
+			start++
 		}
-		body := bytes.TrimLeft(full, " ")
-		start := len(full) - len(body)
+		body := full[start:]
 		switch {
-		case len(body) == 0 || body[0] == '#':
+		case body == "":
 			continue
+		case body[0] == '#':
+			if !all(body, printable) {
+				return value{}, false
+			}
 		case len(body) > 1 && body[0] == '-' && body[1] == ' ':
-			if len(out.entries) == 0 || out.entries[len(out.entries)-1].value.text != "" || indent >= 0 && indent != start {
+			if len(out.items) == 0 || out.items[len(out.items)-1].text != "" || indent >= 0 && indent != start {
 				return value{}, false
 			}
-			skip := len(body) - len(bytes.TrimLeft(body[1:], " "))
-			word, ok := plainWord(body[skip:], isRange)
+			skip := 1
+			for skip < len(body) && body[skip] == ' ' {
+				skip++
+			}
+			word, ok := plainWord(body[skip:], inRange)
 			// What holds a slash is a text for certain, unless it is a key.
-			if !ok || bytes.IndexByte(word, '/') < 0 || word[len(word)-1] == ':' {
+			if !ok || strings.IndexByte(word, '/') < 0 || word[len(word)-1] == ':' {
 				return value{}, false
 			}
-			item := value{kind: text, text: string(word), origin: masq.Origin{File: name, Line: line, Column: start + skip + 1}}
 			if indent < 0 {
 				indent = start
 				if items == nil {
-					items = make([]value, 0, 2+bytes.Count(content, []byte{'\n'}))
+					items = make([]value, 0, 2+strings.Count(content, "\n"))
 				}
-				out.entries[len(out.entries)-1].value.origin = masq.Origin{File: name, Line: line, Column: start + 1}
+				last := &out.items[len(out.items)-1]
+				last.line, last.column = line, int32(start+1)
 			}
-			items = append(items, item)
+			items = append(items, value{kind: text, line: line, column: int32(start + skip + 1), text: word})
 		case start == 0:
 			closeList()
-			key, after, found := bytes.Cut(body, []byte{':'})
-			if !found || len(key) == 0 || len(key) > longestKey || !all(key, isLetter) {
+			key, after, found := strings.Cut(body, ":")
+			if !found || key == "" || len(key) > longestKey || !all(key, letter) {
 				return value{}, false
 			}
-			e := entry{key: value{kind: text, text: string(key), origin: masq.Origin{File: name, Line: line, Column: 1}}}
-			if _, ambiguous := truth(e.key.text); ambiguous || e.key.text == "null" || e.key.text == "Null" || e.key.text == "NULL" {
+			if _, ambiguous := truth(key); ambiguous || strings.EqualFold(key, "null") {
 				return value{}, false
 			}
-			trimmed := bytes.TrimLeft(after, " ")
-			e.value.origin = masq.Origin{File: name, Line: line, Column: len(key) + 2}
-			if len(trimmed) > 0 && (trimmed[0] != '#' || len(trimmed) == len(after)) {
-				e.value.origin.Column = len(full) - len(trimmed) + 1
-				word, ok := plainWord(trimmed, isLetterOrDigit)
-				if !ok || len(trimmed) == len(after) {
+			if !all(after, printable) {
+				return value{}, false
+			}
+			v := value{line: line, column: int32(len(key) + 2)}
+			if word := strings.TrimLeft(after, " "); word != "" && (word[0] != '#' || len(word) == len(after)) {
+				v.column = int32(len(full) - len(word) + 1)
+				var ok bool
+				if v.text, ok = plainWord(word, letterOrDigit); !ok || len(word) == len(after) {
 					return value{}, false
 				}
-				e.value.text = string(word)
-				e.value.kind = scalarKind(&yaml.Node{Kind: yaml.ScalarNode, Value: e.value.text})
+				v.kind = scalarKind(&yaml.Node{Kind: yaml.ScalarNode, Value: v.text})
 			}
-			out.entries = append(out.entries, e)
+			out.items = append(out.items, value{kind: text, line: line, column: 1, text: key}, v)
 		default:
 			return value{}, false
 		}
 	}
 	closeList()
-	if len(out.entries) == 0 {
+	if len(out.items) == 0 {
 		return value{}, false
 	}
-	out.origin = out.entries[0].key.origin
+	out.line, out.column = out.items[0].line, out.items[0].column
 	return out, true
 }
 
@@ -94,30 +99,52 @@ func scanPlain(name string, content []byte) (value, bool) {
 const longestKey = 64
 
 // plainWord returns the word that a line ends with, apart from blanks and a
-// comment, if it has only such bytes.
-func plainWord(body []byte, allowed func(byte) bool) ([]byte, bool) {
+// comment, if it has only such characters.
+func plainWord(body string, allowed class) (string, bool) {
 	n := 0
-	for n < len(body) && allowed(body[n]) {
+	for n < len(body) && classes[body[n]]&allowed != 0 {
 		n++
 	}
 	rest := body[n:]
-	after := bytes.TrimLeft(rest, " ")
-	return body[:n], n > 0 && (len(after) == 0 || after[0] == '#' && len(after) < len(rest))
+	if rest == "" {
+		return body, n > 0
+	}
+	after := strings.TrimLeft(rest, " ")
+	return body[:n], n > 0 && (after == "" || after[0] == '#' && len(after) < len(rest) && all(after, printable))
 }
 
-func all(text []byte, allowed func(byte) bool) bool {
-	for _, c := range text {
-		if !allowed(c) {
+func all(text string, allowed class) bool {
+	for i := range len(text) {
+		if classes[text[i]]&allowed == 0 {
 			return false
 		}
 	}
 	return true
 }
 
-func isPrintable(c byte) bool     { return ' ' <= c && c <= '~' }
-func isLetter(c byte) bool        { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' }
-func isDigit(c byte) bool         { return '0' <= c && c <= '9' }
-func isLetterOrDigit(c byte) bool { return isLetter(c) || isDigit(c) }
-func isRange(c byte) bool {
-	return isDigit(c) || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F' || c == '.' || c == ':' || c == '/'
-}
+// class is a set of ASCII characters.
+type class uint8
+
+const (
+	printable class = 1 << iota
+	letter
+	letterOrDigit
+	inRange // of what an address range is written with
+)
+
+var classes = func() (table [256]class) {
+	for c := ' '; c <= '~'; c++ {
+		table[c] |= printable
+	}
+	for c := 'a'; c <= 'z'; c++ {
+		table[c] |= letter | letterOrDigit
+		table[c-'a'+'A'] |= letter | letterOrDigit
+	}
+	for c := '0'; c <= '9'; c++ {
+		table[c] |= letterOrDigit | inRange
+	}
+	for _, c := range "abcdefABCDEF.:/" {
+		table[c] |= inRange
+	}
+	return table
+}()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -16,7 +18,7 @@ import (
 )
 
 // kind is what a value is, before anybody asks what it should be.
-type kind int
+type kind uint8
 
 const (
 	null kind = iota
@@ -33,14 +35,30 @@ func (k kind) String() string {
 
 // value is one value of either syntax with its place.
 type value struct {
-	kind    kind
-	text    string
-	origin  masq.Origin
-	items   []value
-	entries []entry
+	kind         kind
+	line, column int32 // from 1
+	text         string
+	// items are a list's, or a mapping's keys and values by turns.
+	items []value
 }
 
-type entry struct{ key, value value }
+// entries are the keys and values of a mapping.
+func (v value) entries() iter.Seq2[value, value] {
+	return func(yield func(key, value value) bool) {
+		for pair := range slices.Chunk(v.items, 2) {
+			if !yield(pair[0], pair[1]) {
+				return
+			}
+		}
+	}
+}
+
+func (v value) in(file string) masq.Origin {
+	return masq.Origin{Source: file, Line: int(v.line), Column: int(v.column)}
+}
+
+// empty is what an empty text holds.
+var empty = value{line: 1, column: 1}
 
 var bom = []byte("\xef\xbb\xbf")
 
@@ -58,7 +76,7 @@ func parseTree(name string, content []byte) (value, []Warning, error) {
 		}
 		return value{}, nil, err
 	}
-	if v, ok := scanPlain(name, content); ok {
+	if v, ok := scanPlain(string(content)); ok {
 		return v, nil, nil
 	}
 	return parseYAML(name, content)
@@ -72,19 +90,18 @@ func parseJSON(name string, content []byte) (value, error) {
 		if _, scanErr := fmt.Sscanf(message, "line %d, column %d:", &line, &column); scanErr == nil {
 			_, message, _ = strings.Cut(message, ": ")
 		}
-		return value{}, syntaxProblem(masq.Origin{File: name, Line: line, Column: column}, content, "this is not valid JSON: "+message)
+		return value{}, syntaxProblem(masq.Origin{Source: name, Line: line, Column: column}, content, "this is not valid JSON: "+message)
 	}
-	return jsonValue(&places{name: name, content: content, line: 1}, tree), nil
+	return jsonValue(&places{content: content, line: 1}, tree), nil
 }
 
 // places turns offsets, asked for in ascending order, into lines and columns.
 type places struct {
-	name                string
 	content             []byte
 	offset, line, start int // the last answer, and where its line begins
 }
 
-func (p *places) at(offset int) masq.Origin {
+func (p *places) at(offset int) (line, column int32) {
 	offset = max(p.offset, min(offset, len(p.content)))
 	passed := p.content[p.offset:offset]
 	if last := bytes.LastIndexByte(passed, '\n'); last >= 0 {
@@ -92,16 +109,17 @@ func (p *places) at(offset int) masq.Origin {
 		p.start = p.offset + last + 1
 	}
 	p.offset = offset
-	return masq.Origin{File: p.name, Line: p.line, Column: utf8.RuneCount(p.content[p.start:offset]) + 1}
+	return int32(p.line), int32(utf8.RuneCount(p.content[p.start:offset]) + 1)
 }
 
 func jsonValue(p *places, v hujson.Value) value {
-	out := value{origin: p.at(v.StartOffset)}
+	var out value
+	out.line, out.column = p.at(v.StartOffset)
 	switch t := v.Value.(type) {
 	case *hujson.Object:
 		out.kind = mapping
 		for _, m := range t.Members {
-			out.entries = append(out.entries, entry{jsonValue(p, m.Name), jsonValue(p, m.Value)})
+			out.items = append(out.items, jsonValue(p, m.Name), jsonValue(p, m.Value))
 		}
 	case *hujson.Array:
 		out.kind = list
@@ -128,7 +146,7 @@ func parseYAML(name string, content []byte) (value, []Warning, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	var document yaml.Node
 	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
-		return value{origin: masq.Origin{File: name, Line: 1, Column: 1}}, nil, nil
+		return empty, nil, nil
 	} else if err != nil {
 		return value{}, nil, yamlProblem(name, content, err)
 	}
@@ -136,10 +154,10 @@ func parseYAML(name string, content []byte) (value, []Warning, error) {
 	var second yaml.Node
 	if err := decoder.Decode(&second); !errors.Is(err, io.EOF) {
 		line := max(second.Line, 1)
-		warnings = append(warnings, Warning{masq.Origin{File: name, Line: line, Column: 1}, "---", "only the first YAML document counts; what follows is ignored"})
+		warnings = append(warnings, Warning{masq.Origin{Source: name, Line: line, Column: 1}, "---", "only the first YAML document counts; what follows is ignored"})
 	}
 	if len(document.Content) == 0 {
-		return value{origin: masq.Origin{File: name, Line: 1, Column: 1}}, warnings, nil
+		return empty, warnings, nil
 	}
 	v, err := yamlValue(name, document.Content[0], 0)
 	return v, warnings, err
@@ -165,9 +183,9 @@ func truth(word string) (isTrue, ok bool) {
 }
 
 func yamlValue(name string, n *yaml.Node, depth int) (value, error) {
-	out := value{text: n.Value, origin: masq.Origin{File: name, Line: max(n.Line, 1), Column: max(n.Column, 1)}}
+	out := value{text: n.Value, line: int32(max(n.Line, 1)), column: int32(max(n.Column, 1))}
 	if depth > maxDepth {
-		return out, &Problem{Origin: out.origin, Message: "values are nested too deeply", Fix: "a configuration needs no more than lists", Reason: ReasonSyntax}
+		return out, &Problem{Origin: out.in(name), Message: "values are nested too deeply", Fix: "a configuration needs no more than lists", Reason: ReasonSyntax}
 	}
 	switch n.Kind {
 	case yaml.AliasNode:
@@ -178,7 +196,7 @@ func yamlValue(name string, n *yaml.Node, depth int) (value, error) {
 		for _, c := range n.Content {
 			if c.Kind == yaml.AliasNode && c.Alias.Kind != yaml.ScalarNode {
 				// Lists hold texts only; following it could only multiply.
-				out.items = append(out.items, value{kind: list, text: "*" + c.Value, origin: masq.Origin{File: name, Line: c.Line, Column: c.Column}})
+				out.items = append(out.items, value{kind: list, text: "*" + c.Value, line: int32(c.Line), column: int32(c.Column)})
 				continue
 			}
 			v, err := yamlValue(name, c, depth+1)
@@ -200,10 +218,10 @@ func yamlValue(name string, n *yaml.Node, depth int) (value, error) {
 			}
 			if n.Content[i].Tag == "!!merge" && v.kind == mapping {
 				// What is merged stands behind what is written here.
-				out.entries = append(append([]entry{}, v.entries...), out.entries...)
+				out.items = slices.Concat(v.items, out.items)
 				continue
 			}
-			out.entries = append(out.entries, entry{key, v})
+			out.items = append(out.items, key, v)
 		}
 	case yaml.ScalarNode:
 		out.kind = scalarKind(n)
@@ -234,7 +252,7 @@ func yamlProblem(name string, content []byte, err error) *Problem {
 	if _, scanErr := fmt.Sscanf(message, "line %d:", &line); scanErr == nil {
 		_, message, _ = strings.Cut(message, ": ")
 	}
-	return syntaxProblem(masq.Origin{File: name, Line: line, Column: 1}, content, "this is not valid YAML: "+message)
+	return syntaxProblem(masq.Origin{Source: name, Line: line, Column: 1}, content, "this is not valid YAML: "+message)
 }
 
 // syntaxProblem quotes the line and knows the commonest cause.
