@@ -3,6 +3,8 @@ package masq
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"time"
 )
 
@@ -129,6 +131,16 @@ type Config struct {
 	SNATAddress []Range
 	// Cluster holds the ranges given as config keys.
 	Cluster ClusterRanges
+}
+
+// Equal reports whether both say the same from the same places.
+func (c Config) Equal(d Config) bool {
+	// Long lists are compared first and without reflection; what remains is short.
+	if !slices.Equal(c.NonMasquerade, d.NonMasquerade) || !slices.Equal(c.Masquerade, d.Masquerade) {
+		return false
+	}
+	c.NonMasquerade, c.Masquerade, d.NonMasquerade, d.Masquerade = nil, nil, nil, nil
+	return reflect.DeepEqual(c, d)
 }
 
 // PortRange is an inclusive range of source ports, both 1 to 65535.

@@ -78,9 +78,9 @@ func (r RuleSet) Canonical() []byte {
 	for _, p := range r.Ports {
 		fmt.Fprintf(&b, "ports %s\n", p)
 	}
-	intervals := func(word string, list []Interval) {
+	intervals := func(word string, f Family, list []Interval) {
 		fmt.Fprintf(&b, "%s %d\n", word, len(list))
-		b.Grow(len(list) * 2 * 16)
+		b.Grow(len(list) * 2 * f.Bits() / 8)
 		for _, iv := range list {
 			for _, a := range []netip.Addr{iv.First, iv.Last} {
 				bytes, _ := a.AppendBinary(b.AvailableBuffer()) // never an error
@@ -93,8 +93,8 @@ func (r RuleSet) Canonical() []byte {
 		if f.SNAT.IsValid() {
 			fmt.Fprintf(&b, "snat %s\n", f.SNAT)
 		}
-		intervals("pods", f.Pods)
-		intervals("exempt", f.Exempt)
+		intervals("pods", f.Family, f.Pods)
+		intervals("exempt", f.Family, f.Exempt)
 	}
 	return b.Bytes()
 }

@@ -314,7 +314,7 @@ func (a *Agent) load(log *slog.Logger, status *Status) bool {
 		if len(loaded.Files) == 0 {
 			status.ConfigFrom = "defaults (there is no file)"
 		}
-		changed := !a.haveConfig || !configEqual(a.config, loaded.Config)
+		changed := !a.haveConfig || !a.config.Equal(loaded.Config)
 		a.config, a.haveConfig = loaded.Config, true
 		return changed
 	}

@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
+	"slices"
 	"time"
 
 	"sordino/masq"
@@ -65,8 +65,8 @@ func (a *Agent) restore() {
 // state folder that cannot be written costs a warning and nothing else.
 func (a *Agent) save(log *slog.Logger, status *Status) {
 	good := status.ConfigError == "" && status.PlanError == ""
-	same := a.saved.Hash == a.hash && a.saved.Generation == a.generation && reflect.DeepEqual(a.saved.Arguments, a.Arguments)
-	if a.StateDir == "" || !good || same && a.saved.Config != nil && configEqual(*a.saved.Config, a.config) {
+	same := a.saved.Hash == a.hash && a.saved.Generation == a.generation && slices.Equal(a.saved.Arguments, a.Arguments)
+	if a.StateDir == "" || !good || same && a.saved.Config != nil && a.saved.Config.Equal(a.config) {
 		return
 	}
 	config, rules := a.config, a.rules
@@ -107,8 +107,6 @@ func writeState(dir string, s state) error {
 	}
 	return errors.Join(d.Sync(), d.Close())
 }
-
-func configEqual(a, b masq.Config) bool { return reflect.DeepEqual(a, b) }
 
 // LastGood returns the configuration that the agent with this state folder
 // last had in force, and when it was saved; nil when there is none.

@@ -346,10 +346,10 @@ func mergeInto(files []parsed, s Settings) (masq.Config, error) {
 			if !c.NonMasqueradeGiven {
 				c.NonMasquerade, c.NonMasqueradeGiven, listOrigin = nil, true, f.listOrigin
 			}
-			c.NonMasquerade = append(c.NonMasquerade, *f.nonMasquerade...)
+			c.NonMasquerade = joined(c.NonMasquerade, *f.nonMasquerade)
 		}
 		if f.masquerade != nil {
-			c.Masquerade = append(c.Masquerade, *f.masquerade...)
+			c.Masquerade = joined(c.Masquerade, *f.masquerade)
 		}
 		c.Cluster.Node = append(c.Cluster.Node, f.node...)
 		c.Cluster.Pod = append(c.Cluster.Pod, f.pod...)
@@ -392,6 +392,14 @@ func mergeInto(files []parsed, s Settings) (masq.Config, error) {
 		problems = append(problems, limitProblem(c.Masquerade[0].Origin, "masqueradeCIDRs", c.CIDRLimit, n))
 	}
 	return c, errors.Join(problems...)
+}
+
+// joined does not copy what may be long.
+func joined(a, b []masq.Range) []masq.Range {
+	if len(a) == 0 {
+		return b
+	}
+	return append(a, b...)
 }
 
 func limitProblem(at masq.Origin, key string, limit, n int) *Problem {

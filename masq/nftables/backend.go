@@ -60,7 +60,6 @@ type Backend struct {
 	batch  int     // bytes that fit into one transaction
 	sender *netlink.Conn
 	port   atomic.Uint32 // of sender, to know our own notifications
-	intact atomic.Bool
 }
 
 // New opens the kernel of the calling thread's network namespace.
@@ -191,7 +190,7 @@ func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64)
 			return masq.Change{}, err
 		}
 	}
-	if _, err := b.sendingSocket(); err != nil { // learns what fits
+	if _, err := b.socket(); err != nil { // learns what fits
 		return masq.Change{}, err
 	}
 	transactions := uint32(1)
@@ -216,7 +215,6 @@ func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64)
 // next Apply looks again.
 func (b *Backend) hold(l *layout, hash string, gen uint32) {
 	b.held, b.hash, b.gen = l, hash, gen
-	b.intact.Store(true)
 }
 
 // Diff says what Apply would change, and changes nothing.
@@ -226,7 +224,7 @@ func (b *Backend) Diff(ctx context.Context, rs masq.RuleSet) ([]string, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	known, err := b.read(true)
+	known, err := b.read()
 	if err != nil {
 		return nil, err
 	}

@@ -231,7 +231,7 @@ func TestCountersGoOnOverAReplacement(t *testing.T) {
 	b := open(t, ns, Options{})
 	apply(t, b, rules(t, nil), 1)
 	b.mu.Lock()
-	known, err := b.read(true)
+	known, err := b.read()
 	if err == nil {
 		known.counters["masqueraded4"] = &expr.Counter{Packets: 5, Bytes: 500}
 		known.counters["masqueraded4_first"] = &expr.Counter{Packets: 2, Bytes: 120}
@@ -266,7 +266,7 @@ func TestLargeSetsThroughASmallBuffer(t *testing.T) {
 			t.Fatalf("%d ranges: nothing written", n)
 		}
 		b.mu.Lock()
-		known, err := b.read(true)
+		known, err := b.read()
 		b.mu.Unlock()
 		if err != nil {
 			t.Fatal(err)

@@ -20,29 +20,24 @@ import (
 	"sordino/masq"
 )
 
-// dumpLimit is the number of ranges up to which a set is read back. The kernel
-// walks an interval set from its beginning for every part of a dump, so that
-// 100,000 ranges take seconds.
-const dumpLimit = 4096
-
 // found is what a look at the kernel gave.
 type found struct {
 	found      bool
 	layout     layout
 	generation uint64
 	hash       string
-	ranges     int // in all sets, by the mark
 	counters   map[string]*expr.Counter
 }
 
 // generation asks for the number that the kernel counts up with every change
 // of any table.
 func (b *Backend) generation() (uint32, error) {
-	conn, err := b.raw()
+	// A socket of its own would cost a change of namespace, which waits for
+	// other processors.
+	conn, err := b.socket()
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close()
 	replies, err := conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN), Flags: netlink.Request},
 		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
@@ -72,29 +67,18 @@ func generationOf(data []byte) (uint32, bool) {
 	return 0, false
 }
 
-// raw opens a netlink socket in the backend's namespace.
-func (b *Backend) raw() (*netlink.Conn, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: b.ns.FD()})
-	if err != nil {
-		return nil, fmt.Errorf("opening netfilter netlink: %w", err)
-	}
-	return conn, nil
-}
-
 // verify returns what the kernel holds, reading as little as it can.
 func (b *Backend) verify(gen uint32) (found, error) {
 	if b.held != nil && gen == b.gen {
 		return found{found: true, layout: *b.held}, nil
 	}
-	return b.read(false)
+	return b.read()
 }
 
-// read looks at our table. Sets beyond the dump limit are taken as held when
-// nobody touched the table since; otherwise, and with everything false, they
-// count as unknown.
-func (b *Backend) read(everything bool) (found, error) {
+// read looks at our table.
+func (b *Backend) read() (found, error) {
 	var f found
-	err := b.readInto(&f, everything)
+	err := b.readInto(&f)
 	if err != nil && errors.Is(err, syscall.ENOENT) {
 		// Somebody deleted it while it was read: that is the answer.
 		return found{}, nil
@@ -102,7 +86,7 @@ func (b *Backend) read(everything bool) (found, error) {
 	return f, err
 }
 
-func (b *Backend) readInto(f *found, everything bool) error {
+func (b *Backend) readInto(f *found) error {
 	exists, err := b.exists()
 	if err != nil || !exists {
 		return err
@@ -122,7 +106,7 @@ func (b *Backend) readInto(f *found, everything bool) error {
 		}
 		f.layout.chains = append(f.layout.chains, readChain(c, rules))
 		if c.Name == "generation" && len(rules) == 1 {
-			f.generation, f.hash, f.ranges = parseMark(f.layout.chains[len(f.layout.chains)-1].rules[0].comment)
+			f.generation, f.hash = parseMark(f.layout.chains[len(f.layout.chains)-1].rules[0].comment)
 		}
 	}
 	sets, err := b.conn.GetSets(b.table)
@@ -133,7 +117,7 @@ func (b *Backend) readInto(f *found, everything bool) error {
 		if s.Anonymous {
 			continue
 		}
-		read, err := b.readSet(s, f.ranges, everything)
+		read, err := b.readSet(s)
 		if err != nil {
 			return err
 		}
@@ -163,26 +147,15 @@ func (b *Backend) readCounters() (map[string]*expr.Counter, error) {
 }
 
 // parseMark reads the comment that layOut writes.
-func parseMark(comment string) (generation uint64, hash string, ranges int) {
-	if n, err := fmt.Sscanf(comment, "generation %d hash %s ranges %d", &generation, &hash, &ranges); n != 3 || err != nil {
-		return 0, "", 0
+func parseMark(comment string) (generation uint64, hash string) {
+	if n, err := fmt.Sscanf(comment, "generation %d hash %s", &generation, &hash); n != 2 || err != nil {
+		return 0, ""
 	}
-	return generation, hash, ranges
+	return generation, hash
 }
 
-func (b *Backend) readSet(s *nftables.Set, ranges int, everything bool) (setLayout, error) {
+func (b *Backend) readSet(s *nftables.Set) (setLayout, error) {
 	read := setLayout{name: s.Name, keyType: s.KeyType, interval: s.Interval}
-	if s.Interval && ranges > dumpLimit && !everything {
-		if b.held != nil && b.intact.Load() {
-			for _, h := range b.held.sets {
-				if h.name == s.Name {
-					return h, nil
-				}
-			}
-		}
-		read.name += " (too large to read back)"
-		return read, nil
-	}
 	elements, err := b.conn.GetSetElements(s)
 	if err != nil {
 		return read, fmt.Errorf("reading set %s of table inet %s: %w", s.Name, b.table.Name, err)
@@ -235,7 +208,7 @@ func (b *Backend) Held(ctx context.Context) (masq.Held, error) {
 	}
 	if len(rules) == 1 {
 		comment, _ := userdata.GetString(rules[0].UserData, userdata.TypeComment)
-		held.Generation, held.Hash, _ = parseMark(comment)
+		held.Generation, held.Hash = parseMark(comment)
 	}
 	values, err := b.readCounters()
 	if err != nil {
@@ -260,7 +233,8 @@ func (b *Backend) Held(ctx context.Context) (masq.Held, error) {
 	if b.held != nil {
 		held.SetSizes = map[string]int{}
 		for _, s := range b.held.sets {
-			held.SetSizes[s.name] = len(s.intervals) + len(s.names)
+			name, _, _ := strings.Cut(s.name, "_") // of all parts together
+			held.SetSizes[name] += len(s.intervals) + len(s.names)
 		}
 	}
 	return held, nil

@@ -67,7 +67,7 @@ func (b *Backend) send(e *encoder) error {
 	if err != nil || len(batch) == 0 {
 		return err
 	}
-	sender, err := b.sendingSocket()
+	sender, err := b.socket()
 	if err != nil {
 		return err
 	}
@@ -104,15 +104,15 @@ func (b *Backend) send(e *encoder) error {
 	return nil
 }
 
-// sendingSocket returns the socket that all our changes go through, so that
-// their notifications can be told from others' by its port.
-func (b *Backend) sendingSocket() (*netlink.Conn, error) {
+// socket returns the socket that all our changes go through, so that their
+// notifications can be told from others' by its port.
+func (b *Backend) socket() (*netlink.Conn, error) {
 	if b.sender != nil {
 		return b.sender, nil
 	}
-	sender, err := b.raw()
+	sender, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: b.ns.FD()})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("opening netfilter netlink: %w", err)
 	}
 	if err := b.prepare(sender); err != nil {
 		return nil, errors.Join(fmt.Errorf("preparing the netlink socket: %w", err), sender.Close())

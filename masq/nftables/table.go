@@ -3,6 +3,7 @@ package nftables
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -111,29 +112,30 @@ func layOut(rs masq.RuleSet, hash string, generation uint64, suffix string) layo
 	post := chainLayout{name: "postrouting", nat: true, prio: nftables.ChainPriorityRef(natPriority)}
 	count := chainLayout{name: "count", prio: nftables.ChainPriorityRef(countPriority)}
 	var perFamily []chainLayout
-	ranges := 0
 	if len(rs.OutputInterfaces) > 0 {
 		l.sets = append(l.sets, setLayout{name: "out", keyType: nftables.TypeIFName, names: rs.OutputInterfaces})
 	}
 	for _, fr := range rs.Families {
 		f := familyOf(fr.Family)
 		f.sets = f.suffix + suffix
-		ranges += len(fr.Pods) + len(fr.Exempt)
 		if len(fr.Pods) > 0 {
 			l.sets = append(l.sets, setLayout{name: "pods" + f.sets, keyType: f.keyType, interval: true, intervals: fr.Pods})
 		}
-		l.sets = append(l.sets, setLayout{name: "exempt" + f.sets, keyType: f.keyType, interval: true, intervals: fr.Exempt})
+		parts := f.partition(fr.Exempt)
+		for _, p := range parts {
+			l.sets = append(l.sets, setLayout{name: p.set, keyType: f.keyType, interval: true, intervals: p.intervals})
+		}
 		for _, what := range []string{"masqueraded", "exempted"} {
 			l.counters = append(l.counters, what+f.suffix, what+f.suffix+"_first")
 		}
 		source, comment := f.source(rs, fr)
 		post.rules = append(post.rules, ruleLayout{comment, append(slices.Clone(source), jump("decide"+f.suffix))})
-		perFamily = append(perFamily, f.decide(rs, fr))
+		perFamily = append(perFamily, f.decide(rs, fr, parts))
 		count.rules = append(count.rules, f.count(source)...)
 	}
 	mark := chainLayout{name: "generation", rules: []ruleLayout{{
-		// return comment "generation 7 hash 0123456789abcdef ranges 12"
-		fmt.Sprintf("generation %d hash %s ranges %d", generation, hash, ranges), []expr.Any{verdict(expr.VerdictReturn, "")},
+		// return comment "generation 7 hash 0123456789abcdef"
+		fmt.Sprintf("generation %d hash %s", generation, hash), []expr.Any{verdict(expr.VerdictReturn, "")},
 	}}}
 	l.chains = slices.Concat(perFamily, []chainLayout{post, count, mark})
 	return l
@@ -158,7 +160,7 @@ func (f family) source(rs masq.RuleSet, fr masq.FamilyRules) ([]expr.Any, string
 }
 
 // decide is the chain that only the first packet of a flow passes.
-func (f family) decide(rs masq.RuleSet, fr masq.FamilyRules) chainLayout {
+func (f family) decide(rs masq.RuleSet, fr masq.FamilyRules, parts []part) chainLayout {
 	c := chainLayout{name: "decide" + f.suffix}
 	add := func(comment string, exprs ...expr.Any) { c.rules = append(c.rules, ruleLayout{comment, exprs}) }
 	fib := &expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}
@@ -169,19 +171,22 @@ func (f family) decide(rs masq.RuleSet, fr masq.FamilyRules) chainLayout {
 		// fib daddr type { local, broadcast, multicast, anycast } return
 		add("to this node itself, or to many at once", fib, &expr.Lookup{SourceRegister: 1, SetName: anonymousTypes}, verdict(expr.VerdictReturn, ""))
 	}
-	exempt := []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{f.proto}), f.load(f.daddr), &expr.Lookup{SourceRegister: 1, SetName: "exempt" + f.sets}, counter("exempted" + f.suffix + "_first")}
 	if rs.EnforceExempt {
 		// meta mark & 0x00004000 == 0x00004000 return
 		add("kube-proxy must masquerade this itself",
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(kubeProxyMark), Xor: make([]byte, 4)},
 			equal(binaryutil.NativeEndian.PutUint32(kubeProxyMark)), verdict(expr.VerdictReturn, ""))
-		// ip daddr @exempt4 counter name "exempted4_first" snat ip to ip saddr
-		add("exempt, and no other agent may masquerade it", append(exempt, f.load(f.saddr),
-			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: 1, RegAddrMax: 1})...)
+		for _, p := range parts {
+			// ip daddr @exempt4 counter name "exempted4_first" snat ip to ip saddr
+			add("exempt, and no other agent may masquerade it", append(f.exempt(p), f.load(f.saddr),
+				&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.proto), RegAddrMin: 1, RegAddrMax: 1})...)
+		}
 	} else {
-		// ip daddr @exempt4 counter name "exempted4_first" return
-		add("exempt: the destination sees the Pod's address", append(exempt, verdict(expr.VerdictReturn, ""))...)
+		for _, p := range parts {
+			// ip daddr @exempt4 counter name "exempted4_first" return
+			add("exempt: the destination sees the Pod's address", append(f.exempt(p), verdict(expr.VerdictReturn, ""))...)
+		}
 	}
 	if len(rs.OutputInterfaces) > 0 {
 		// oifname != @out return
@@ -212,6 +217,20 @@ func (f family) decide(rs masq.RuleSet, fr masq.FamilyRules) chainLayout {
 	// counter name "masqueraded4_first" masquerade fully-random
 	add("everything else gets the node's address", append([]expr.Any{first}, f.translate(rs, fr, nil)...)...)
 	return c
+}
+
+// exempt matches the destinations of one part; of several, the address is
+// compared with the part's prefix before its set is searched.
+func (f family) exempt(p part) []expr.Any {
+	match := []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{f.proto})}
+	if bits := p.prefix.Bits(); bits > 0 {
+		// ip daddr 10.0.0.0/8
+		mask := net.CIDRMask(bits, f.Bits())
+		match = append(match, f.load(f.daddr),
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: f.length, Mask: mask, Xor: make([]byte, f.length)},
+			equal(p.prefix.Addr().AsSlice()))
+	}
+	return append(match, f.load(f.daddr), &expr.Lookup{SourceRegister: 1, SetName: p.set}, counter("exempted"+f.suffix+"_first"))
 }
 
 // anonymousProtocols is the placeholder name of "{ tcp, udp, sctp }".

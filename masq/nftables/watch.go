@@ -18,26 +18,12 @@ func (b *Backend) Watch(ctx context.Context, touched func()) error {
 	heard := func(messages []netlink.Message) {
 		for _, m := range messages {
 			if m.Header.PID != b.port.Load() && concerns(m, name) {
-				b.intact.Store(false)
 				touched()
 				return
 			}
 		}
 	}
-	lost := func() {
-		b.missed()
-		touched()
-	}
-	return b.listeners.Listen(ctx, b.ns, heard, lost, lost)
-}
-
-// missed notices whether anybody wrote while nobody listened.
-func (b *Backend) missed() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if gen, err := b.generation(); err != nil || gen != b.gen {
-		b.intact.Store(false)
-	}
+	return b.listeners.Listen(ctx, b.ns, heard, touched, touched)
 }
 
 // concerns reports whether a notification is about our table. Its name is the
