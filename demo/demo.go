@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 
+	"sordino/internal/agentproc"
 	"sordino/internal/netns"
 	"sordino/lab"
 )
@@ -179,7 +180,7 @@ func (d *Demo) startAgents(ctx context.Context, config string, flags []string) (
 func (d *Demo) swapConfig(ctx context.Context, config string) ([]string, error) {
 	wanted := make([]uint64, len(d.agents))
 	for i, a := range d.agents {
-		s, err := a.status(ctx)
+		s, err := agentproc.Status(ctx, a.ns)
 		if err != nil {
 			return nil, err
 		}
