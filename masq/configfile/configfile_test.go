@@ -269,3 +269,41 @@ func FuzzScanPlain(f *testing.F) {
 		}
 	})
 }
+
+// A log written into the folder of the configuration once woke the agent,
+// which logged that, for ever.
+func TestWatchIgnoresOtherFiles(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "ip-masq-agent")
+	if err := os.WriteFile(path, []byte("a"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	changed := make(chan string, 1000)
+	done := make(chan error)
+	go func() {
+		done <- Watch(ctx, path, time.Hour, func() {
+			text, _ := os.ReadFile(path)
+			changed <- string(text)
+		}, slog.New(slog.DiscardHandler))
+	}()
+	<-changed // it listens
+	for range 50 {
+		if err := os.WriteFile(filepath.Join(dir, "agent.log"), []byte("a line"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(path+".new", []byte("b"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	if text := <-changed; text != "b" {
+		t.Errorf("woken with %q in the file", text)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

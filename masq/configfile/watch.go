@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -49,7 +50,9 @@ func Watch(ctx context.Context, path string, poll time.Duration, changed func(),
 			}
 			arm()
 			now := fingerprint(path)
-			if now == last && !event.Has(fsnotify.Write) {
+			// Two writes can leave the same fingerprint, the clock of files being
+			// coarse. Other files of the folder, a log perhaps, do not matter.
+			if now == last && !(event.Has(fsnotify.Write) && concerns(path, event.Name)) {
 				continue
 			}
 			last = now
@@ -78,6 +81,12 @@ func Watch(ctx context.Context, path string, poll time.Duration, changed func(),
 			}
 		}
 	}
+}
+
+// concerns reports whether the file is the configuration, or one of its folder's.
+func concerns(path, file string) bool {
+	path, file = filepath.Clean(path), filepath.Clean(file)
+	return file == path || filepath.Dir(file) == path && strings.HasPrefix(filepath.Base(file), mergedPrefix)
 }
 
 // settleTime is what a writer gets that empties a file before it fills it, as
