@@ -1,0 +1,99 @@
+package environment
+
+import (
+	"time"
+
+	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
+
+	"sordino/environment/address"
+)
+
+// State is an environment's state, with the API's own values.
+type State = servicepb.Environment_State
+
+// The states. An ended operation never leaves an environment in Creating,
+// Updating or Deleting.
+const (
+	Creating = servicepb.Environment_CREATING
+	Running  = servicepb.Environment_RUNNING
+	Updating = servicepb.Environment_UPDATING
+	Deleting = servicepb.Environment_DELETING
+	Errored  = servicepb.Environment_ERROR
+)
+
+// Spec is what a user asks for, exactly as given but for image aliases, which
+// are resolved. What the server chooses is never in it (see [Environment]):
+// a client that compares would take it for a change.
+type Spec struct {
+	Config  *servicepb.EnvironmentConfig
+	Labels  map[string]string
+	Storage *servicepb.StorageConfig
+	// MaxPodsPerNode is v1beta1's nodeConfig.maxPodsPerNode; 0 is the default, 32.
+	MaxPodsPerNode int32
+	// NetworkingType is the REST API's privateEnvironmentConfig.networkingType:
+	// "", "PUBLIC" or "PRIVATE".
+	NetworkingType string
+}
+
+// Environment is one environment as it is stored.
+type Environment struct {
+	Name             Name
+	UUID             string
+	State            State
+	Spec             Spec
+	Created, Updated time.Time
+
+	// Plan is every range and address that the environment uses, given or
+	// chosen.
+	Plan address.Plan
+	// Agent is the user's configuration of the agent.
+	Agent AgentConfig
+
+	// Generation counts the accepted changes of what is desired, from 1.
+	Generation int64
+	// Observed is the last that the driver told of it.
+	Observed Observed
+	// Revision changes with every write of the row; a write with another one
+	// than is stored is refused (ErrConflict).
+	Revision int64
+}
+
+// AgentConfig is the user's configuration of an environment's agents: the text
+// that the ConfigMap ip-masq-agent would hold under the key "config".
+type AgentConfig struct {
+	Text       string `json:"text"`
+	Generation int64  `json:"generation"`
+}
+
+// AgentEnabled reports whether the environment was created with the agent.
+func (e *Environment) AgentEnabled() bool {
+	return e.Spec.Config.GetNodeConfig().GetEnableIpMasqAgent()
+}
+
+// Observed is what a driver found.
+type Observed struct {
+	// Generation is the environment's generation that is in place.
+	Generation int64          `json:"generation"`
+	Nodes      []ObservedNode `json:"nodes,omitempty"`
+	// Proof says how masquerading was last proven by a packet: "192.168.0.2 was
+	// seen as 10.128.0.2 by 203.0.113.10". Empty is not proven.
+	Proof   string    `json:"proof,omitempty"`
+	Checked time.Time `json:"checked,omitzero"`
+}
+
+// ObservedNode is one node and its agent.
+type ObservedNode struct {
+	Name  string `json:"name"`
+	Ready bool   `json:"ready"`
+	// ConfigGeneration is the AgentConfig.Generation that the agent was given.
+	ConfigGeneration int64 `json:"configGeneration"`
+	// DesiredGeneration and AppliedGeneration are the agent's own count, Hash
+	// is of the applied rules.
+	DesiredGeneration uint64 `json:"desiredGeneration"`
+	AppliedGeneration uint64 `json:"appliedGeneration"`
+	Hash              string `json:"hash"`
+	// Error is why the node does not hold what it should.
+	Error string `json:"error,omitempty"`
+	// Findings are what the agent has to say of its configuration.
+	Findings []string `json:"findings,omitempty"`
+}
