@@ -44,9 +44,9 @@ type Plan struct {
 	// VPCNative is false for a routes-based cluster (no IP alias).
 	VPCNative bool    `json:"vpcNative"`
 	Ranges    []Range `json:"ranges"`
-	// Nodes are the nodes' addresses, one a node, in the node range.
+	// NodeAddresses are the nodes' addresses, one a node, in the node range.
 	NodeAddresses []netip.Addr `json:"nodeAddresses"`
-	// PodsPerNode is the Pod range's share of one node, as a prefix length.
+	// NodePodBits is the Pod range's share of one node, as a prefix length.
 	NodePodBits int `json:"nodePodBits"`
 	// MaxPodsPerNode, MaxNodes and MaxServices are what the ranges have room for.
 	MaxPodsPerNode int `json:"maxPodsPerNode"`
@@ -67,13 +67,10 @@ func (p Plan) Range(k Kind) netip.Prefix {
 }
 
 // Reservation is something that another environment, or the network itself,
-// uses already.
+// uses already. A node's address is one of kind Nodes and 32 bits.
 type Reservation struct {
 	Prefix netip.Prefix
 	Kind   Kind
 	// Owner is the environment's name, or what the declaration calls it.
 	Owner string
-	// Shared ranges may be used by several: a subnetwork's primary range, and
-	// the peerings' control plane ranges of other networks.
-	Shared bool
 }
