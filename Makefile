@@ -36,6 +36,10 @@ bench: build ## measure speed and size against baselines; writes docs/benchmarks
 golden: ## rewrite the golden files from what the code does now; read the diff
 	$(GO) test -exec '$(CURDIR)/hack/innamespaces' ./masq/... -run Golden -update
 
+.PHONY: generate
+generate: ## compile the .proto files below api/
+	$(GO) run ./hack/genproto
+
 .PHONY: clean
 clean: ## remove what build made
 	rm -rf bin
