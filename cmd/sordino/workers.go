@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	workerv1 "sordino/api/sordino/worker/v1"
+	"sordino/client"
+)
+
+func (r *remote) runInEnvironment() *cobra.Command {
+	var node string
+	c := &cobra.Command{
+		Use:     "run ENVIRONMENT [--node NODE] -- CMD [ARG…]",
+		Short:   "Run a command in a worker Pod, with its output and exit status",
+		Example: "  sordino environments run example-environment --location us-central1 -- ping -c1 203.0.113.10",
+		Args:    cobra.MinimumNArgs(2),
+	}
+	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
+		name, err := r.name("environments", args[0])
+		if err != nil {
+			return err
+		}
+		return runWorker(c, s, &workerv1.Start{Environment: name, Node: node, Command: args[1:]})
+	})
+	c.Flags().StringVar(&node, "node", "", "the node whose worker Pod it is (default: the first)")
+	r.locationFlag(c)
+	return c
+}
+
+// runWorker joins a command's streams with this program's.
+func runWorker(c *cobra.Command, s *client.Client, start *workerv1.Start) error {
+	// Ctrl-C is the command's; a second one, or a kill, ends the call.
+	ctx, stop := context.WithCancel(context.WithoutCancel(c.Context()))
+	defer stop()
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	stream, err := s.Workers.Run(ctx)
+	if err != nil {
+		return err
+	}
+	var sending sync.Mutex // a stream takes one sender at a time
+	send := func(m *workerv1.RunRequest) {
+		sending.Lock()
+		defer sending.Unlock()
+		_ = stream.Send(m) // what went wrong comes with Recv
+	}
+	send(&workerv1.RunRequest{Message: &workerv1.RunRequest_Start{Start: start}})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-ctx.Done():
+				return
+			case got := <-signals:
+				if n > 0 {
+					stop()
+					return
+				}
+				send(&workerv1.RunRequest{Message: &workerv1.RunRequest_Signal{Signal: int32(got.(syscall.Signal))}})
+			}
+		}
+	}()
+	go func() {
+		buffer := make([]byte, 32<<10)
+		for {
+			n, err := c.InOrStdin().Read(buffer)
+			if n > 0 {
+				send(&workerv1.RunRequest{Message: &workerv1.RunRequest_Stdin{Stdin: append([]byte{}, buffer[:n]...)}})
+			}
+			if err != nil {
+				send(&workerv1.RunRequest{Message: &workerv1.RunRequest_Stdin{}})
+				return
+			}
+		}
+	}()
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return errors.New("the server ended the call without the command's exit status")
+		}
+		if err != nil {
+			return err
+		}
+		switch m := m.Message.(type) {
+		case *workerv1.RunResponse_Stdout:
+			_, err = c.OutOrStdout().Write(m.Stdout)
+		case *workerv1.RunResponse_Stderr:
+			_, err = c.ErrOrStderr().Write(m.Stderr)
+		case *workerv1.RunResponse_End:
+			if status := m.End.ExitStatus; status != 0 {
+				return exit(status)
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("writing the command's output: %w", err)
+		}
+	}
+}
