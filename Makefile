@@ -38,7 +38,7 @@ golden: ## rewrite the golden files from what the code does now; read the diff
 
 .PHONY: generate
 generate: ## compile the .proto files below api/
-	$(GO) run ./hack/genproto
+	$(GO) run ./api/generate
 
 .PHONY: clean
 clean: ## remove what build made
