@@ -59,7 +59,7 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 	programs := xtables.Find(ctx, ns)
 	reason := "asked for"
 	if o.Flavour == "" {
-		o.Flavour, reason, err = detect(ctx, ns, programs)
+		o.Flavour, reason, err = detect(ctx, ns, programs, o.Chain)
 	} else if programs[o.Flavour] == nil {
 		err = fmt.Errorf("there are no iptables programs of the %s flavour on this node", o.Flavour)
 	}
@@ -81,7 +81,7 @@ func Flavours(ctx context.Context) []xtables.Flavour {
 
 // detect decides which flavour the node's other components use. Rules in the
 // other one would work too, but nobody would find them.
-func detect(ctx context.Context, ns *netns.NS, programs map[xtables.Flavour]*xtables.Programs) (xtables.Flavour, string, error) {
+func detect(ctx context.Context, ns *netns.NS, programs map[xtables.Flavour]*xtables.Programs, chain string) (xtables.Flavour, string, error) {
 	if len(programs) == 0 {
 		return "", "", errors.New("there is no iptables program on this node; install iptables, or use --backend=nftables")
 	}
@@ -91,8 +91,13 @@ func detect(ctx context.Context, ns *netns.NS, programs map[xtables.Flavour]*xta
 		}
 	}
 	// The kubelet leaves chains as a hint, and kube-proxy its own.
-	if programs[xtables.NFT] != nil && kubernetesInNFT(ns) {
+	if programs[xtables.NFT] != nil && inNFT(ns, func(name string) bool { return strings.HasPrefix(name, "KUBE-") }) {
 		return xtables.NFT, "the kubelet's or kube-proxy's chains are there", nil
+	}
+	// Somebody who only looks with the legacy program makes a legacy table:
+	// that must not move the rules, nor mislead the commands.
+	if programs[xtables.NFT] != nil && inNFT(ns, func(name string) bool { return name == chain }) {
+		return xtables.NFT, "the chain " + chain + " is there already", nil
 	}
 	if programs[xtables.Legacy] != nil && xtables.LegacyInUse(ns, masq.IPv4) {
 		return xtables.Legacy, "the kernel has a legacy nat table in use", nil
@@ -103,13 +108,14 @@ func detect(ctx context.Context, ns *netns.NS, programs map[xtables.Flavour]*xta
 	return xtables.NFT, "nothing on the node speaks for another", nil
 }
 
-func kubernetesInNFT(ns *netns.NS) bool {
+// inNFT reports whether iptables-nft keeps a chain of such a name.
+func inNFT(ns *netns.NS, wanted func(name string) bool) bool {
 	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
 	if err != nil {
 		return false
 	}
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
-	return err == nil && slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return strings.HasPrefix(c.Name, "KUBE-") })
+	return err == nil && slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return wanted(c.Name) })
 }
 
 // Name tells the flavour too.

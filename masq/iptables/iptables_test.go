@@ -211,6 +211,17 @@ func TestIPv6RulesGoWhenItIsDisabled(t *testing.T) {
 	}
 }
 
+// TestALookDoesNotChangeTheFlavour: to list a chain with the legacy program
+// makes a legacy table.
+func TestALookDoesNotChangeTheFlavour(t *testing.T) {
+	ns := netnstest.New(t)
+	apply(t, open(t, ns, xtables.NFT, masq.DefaultChain), plan(t, nil))
+	netnstest.Run(t, ns, "", netnstest.Program(t, "iptables-legacy"), "-t", "nat", "-S")
+	if b := open(t, ns, "", masq.DefaultChain); b.Flavour() != xtables.NFT {
+		t.Errorf("%s because %s", b.Flavour(), b.Reason)
+	}
+}
+
 func TestEnforcingNeedsThePodRanges(t *testing.T) {
 	b := open(t, netnstest.New(t), xtables.NFT, masq.DefaultChain)
 	_, err := b.Apply(t.Context(), plan(t, func(c *masq.Config, _ *masq.Options) { c.EnforceNonMasquerade = true }), 1)
