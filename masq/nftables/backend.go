@@ -86,7 +86,7 @@ func New(o Options) (*Backend, error) {
 		return nil, errors.Join(fmt.Errorf("opening nftables netlink: %w", err), ns.Close())
 	}
 	if _, err := b.conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
-		return nil, errors.Join(fmt.Errorf("asking the kernel for its nftables: %w (it takes CAP_NET_ADMIN and a kernel with NF_TABLES; --backend=iptables does without)", err), b.Close())
+		return nil, errors.Join(fmt.Errorf("asking the kernel for its nftables: %w (it takes CAP_NET_ADMIN, and a kernel with NF_TABLES; on one without, use --backend=iptables)", err), b.Close())
 	}
 	return b, nil
 }

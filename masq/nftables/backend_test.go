@@ -3,6 +3,7 @@ package nftables
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/nftables/expr"
@@ -292,5 +293,15 @@ func TestRemoveTakesOnlyOurs(t *testing.T) {
 	}
 	if what, err := b.Remove(t.Context(), false); err != nil || len(what) != 0 {
 		t.Errorf("removed again: %v, %v", what, err)
+	}
+}
+
+// TestNFTReadsInterfaceNames: the kernel does not care for the byte order that
+// a set claims, but who lists it does.
+func TestNFTReadsInterfaceNames(t *testing.T) {
+	ns := netnstest.New(t)
+	apply(t, open(t, ns, Options{}), rules(t, func(c *masq.Config, _ *masq.Options) { c.OutputInterfaces = []string{"eth0"} }), 1)
+	if got := list(t, ns); !strings.Contains(got, `elements = { "eth0" }`) {
+		t.Errorf("nft lists\n%s", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 )
 
@@ -60,7 +61,12 @@ func (b *Backend) writeTable(want layout, known found) error {
 }
 
 func (b *Backend) set(s setLayout) *nftables.Set {
-	return &nftables.Set{Table: b.table, Name: s.name, KeyType: s.keyType, Interval: s.interval}
+	set := &nftables.Set{Table: b.table, Name: s.name, KeyType: s.keyType, Interval: s.interval}
+	if s.keyType == nftables.TypeIFName {
+		// For the nft program alone: it reads names backwards otherwise.
+		set.KeyByteOrder = binaryutil.NativeEndian
+	}
+	return set
 }
 
 func (b *Backend) addSet(tx *encoder, s setLayout) error {
