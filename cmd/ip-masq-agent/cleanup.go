@@ -12,7 +12,8 @@ import (
 )
 
 // cleanup removes what either backend may have left. Nothing of anybody
-// else's is touched.
+// else's is touched. With --backend=nftables the chain stays that bears the
+// name of ours and may be another agent's, which takes over from us.
 func cleanup(ctx context.Context, inv *invocation) (err error) {
 	f := inv.flags
 	warning, err := unhookWarning(ctx, inv)
@@ -34,7 +35,11 @@ func cleanup(ctx context.Context, inv *invocation) (err error) {
 	} else {
 		errs = append(errs, remove(b))
 	}
-	for _, flavour := range iptables.Flavours(ctx) {
+	flavours := iptables.Flavours(ctx)
+	if f.backend == "nftables" {
+		flavours = nil
+	}
+	for _, flavour := range flavours {
 		b, err := iptables.New(ctx, iptables.Options{Flavour: flavour, Chain: f.chain, Log: inv.log})
 		if err != nil {
 			errs = append(errs, err)

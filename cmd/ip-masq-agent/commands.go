@@ -47,7 +47,7 @@ var commands = []command{
 	{"plan", "", "show what would change in this node's kernel; exit 0 nothing, 2 changes", plan},
 	{"explain", "--src A --dst B", "say what happens to a flow, which line decided, and which foreign rule interferes", explain},
 	{"status", "", "show what the running agent does and what the kernel holds", status},
-	{"cleanup", "", "remove everything that is ours from the kernel (--dry-run only shows it)", cleanup},
+	{"cleanup", "", "remove everything that is ours from the kernel (--dry-run only shows it; --backend=nftables leaves iptables alone)", cleanup},
 	{"version", "", "print the version", printVersion},
 }
 

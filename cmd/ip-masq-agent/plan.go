@@ -38,6 +38,9 @@ func plan(ctx context.Context, inv *invocation) (err error) {
 	if err != nil {
 		return err
 	}
+	if changes == nil {
+		changes = []string{} // a list for those who read JSON
+	}
 	report := struct {
 		Backend  string               `json:"backend"`
 		Hash     string               `json:"hash"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -15,6 +16,7 @@ import (
 	"sordino/masq/agent"
 	"sordino/masq/configfile"
 	"sordino/masq/foreign"
+	"sordino/masq/nftables"
 	"sordino/masq/node"
 )
 
@@ -37,7 +39,7 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 		return err
 	}
 	defer closing(&err, backend)
-	others, err := foreign.Open(foreign.Options{Log: inv.log, OwnTable: ownTable, Chains: []string{f.chain}, Listeners: &listeners})
+	others, err := openPredecessors(f, backend, &listeners, inv.log)
 	if err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 		Options:        f.options,
 		Source:         &fileSource{path: f.config, settings: f.settings(), log: inv.log},
 		Backend:        backend,
-		Predecessors:   predecessors{others, backend.keep},
+		Predecessors:   others,
 		Node:           here,
 		StateDir:       f.stateDir,
 		Arguments:      inv.arguments,
@@ -106,12 +108,42 @@ func (s *fileSource) Watch(ctx context.Context, changed func()) error {
 type predecessors struct {
 	node *foreign.Node
 	keep []foreign.Keep
+	// table is what an earlier run with the nftables backend may have left;
+	// it would go on deciding before the iptables chain. Nil beside nftables.
+	table *nftables.Backend
+}
+
+func openPredecessors(f *flags, backend chosenBackend, listeners *nfnotify.Listeners, log *slog.Logger) (predecessors, error) {
+	p := predecessors{keep: backend.keep}
+	var err error
+	if p.node, err = foreign.Open(foreign.Options{Log: log, OwnTable: ownTable, Chains: []string{f.chain}, Listeners: listeners}); err != nil {
+		return p, err
+	}
+	if len(p.keep) > 0 {
+		// A kernel without nftables holds no such table.
+		p.table, _ = nftables.New(nftables.Options{Table: ownTable, Log: log, Listeners: listeners})
+	}
+	return p, nil
+}
+
+func (p predecessors) Close() error {
+	if p.table == nil {
+		return p.node.Close()
+	}
+	return errors.Join(p.node.Close(), p.table.Close())
 }
 
 func (p predecessors) Remove(ctx context.Context) (removed, unreadable []string, err error) {
 	gone, unreadable, err := p.node.RemoveLeftovers(ctx, p.keep)
 	for _, l := range gone {
 		removed = append(removed, fmt.Sprintf("%s: %s chain %s (%s iptables) with %d rules and %d jumps", l.Agent, l.Family, l.Chain, l.Flavour, l.Rules, l.Jumps))
+	}
+	if p.table != nil {
+		tables, tableErr := p.table.Remove(ctx, false)
+		for _, t := range tables {
+			removed = append(removed, "this agent with its nftables backend: "+t)
+		}
+		err = errors.Join(err, tableErr)
 	}
 	return removed, unreadable, err
 }
