@@ -192,8 +192,8 @@ func TestColdStartWithABadFile(t *testing.T) {
 				t.Fatalf("the kernel holds %s, status %+v", s.kernel, st)
 			}
 		})
-		if _, err := os.Stat(filepath.Join(dir, stateFile)); err == nil {
-			t.Fatal("a fallback was saved as if it were good")
+		if c, _, err := LastGood(dir); c != nil || err != nil {
+			t.Fatalf("a fallback was saved as if it were good: %v, %v", c, err)
 		}
 	})
 	var hash string
@@ -208,14 +208,20 @@ func TestColdStartWithABadFile(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newScripted()
 			s.configErr, s.kernel = bad, hash
-			a, stop := start(t, s.settings(dir))
+			settings := s.settings(dir)
+			settings.Arguments = []string{"--v=3"}
+			a, stop := start(t, settings)
 			defer stop()
 			if st := a.Status(); s.kernel != hash || len(s.writes) != 0 || st.Generation != 1 || !strings.HasPrefix(st.ConfigFrom, "last good") {
 				t.Fatalf("writes %v, status %+v", s.writes, st)
 			}
 		})
-		if args, err := SavedArguments(dir); err != nil || len(args) != 1 || args[0] != "--v=2" {
+		// The other commands answer for the agent that runs, whatever its file.
+		if args, err := SavedArguments(dir); err != nil || len(args) != 1 || args[0] != "--v=3" {
 			t.Errorf("saved arguments %v, %v", args, err)
+		}
+		if c, _, err := LastGood(dir); err != nil || c == nil || !c.Equal(list("1.2.3.0/24")) {
+			t.Errorf("the last good configuration is %v, %v", c, err)
 		}
 	})
 	t.Run("a damaged state file is no obstacle", func(t *testing.T) {

@@ -64,13 +64,21 @@ func (a *Agent) restore() {
 // save remembers what was applied. The rules are in the kernel already, so a
 // state folder that cannot be written costs a warning and nothing else.
 func (a *Agent) save(log *slog.Logger, status *Status) {
-	good := status.ConfigError == "" && status.PlanError == ""
-	same := a.saved.Hash == a.hash && a.saved.Generation == a.generation && slices.Equal(a.saved.Arguments, a.Arguments)
-	if a.StateDir == "" || !good || same && a.saved.Config != nil && a.saved.Config.Equal(a.config) {
+	if a.StateDir == "" {
 		return
 	}
 	config, rules := a.config, a.rules
 	s := state{time.Now().UTC(), a.generation, a.hash, a.Arguments, &config, &rules}
+	if status.ConfigError != "" || status.PlanError != "" {
+		// The last good one stays, but the other commands answer for the
+		// agent that runs now.
+		s = a.saved
+		s.Arguments = a.Arguments
+	}
+	if s.Hash == a.saved.Hash && s.Generation == a.saved.Generation && slices.Equal(s.Arguments, a.saved.Arguments) &&
+		(s.Config == a.saved.Config || a.saved.Config != nil && a.saved.Config.Equal(*s.Config)) {
+		return
+	}
 	err := writeState(a.StateDir, s)
 	// Remembered even when it could not be written: one warning is enough.
 	a.saved = s
