@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -80,7 +82,7 @@ func invoke(t *testing.T, ns *netns.NS, args ...string) (status int, stdout stri
 	t.Helper()
 	var out, errs bytes.Buffer
 	netnstest.Do(t, ns, func() error {
-		status = run(t.Context(), append(args, "--state-dir=", "--config="+t.TempDir()+"/none"), strings.NewReader(""), &out, &errs)
+		status = run(t.Context(), append([]string{args[0], "--state-dir=", "--config=" + t.TempDir() + "/none"}, args[1:]...), strings.NewReader(""), &out, &errs)
 		return nil
 	})
 	t.Logf("%v: exit %d\n%s%s", args, status, &out, &errs)
@@ -111,5 +113,42 @@ func TestPlanListsNoChangesAsAList(t *testing.T) {
 	var report struct{ Changes []string }
 	if err := json.Unmarshal([]byte(out), &report); err != nil || status != exitOK || report.Changes == nil || len(report.Changes) != 0 {
 		t.Errorf("exit %d, %v: %s", status, err, out)
+	}
+}
+
+// TestExplainKnowsTheOrderInIPTables: our chain has no priority of its own
+// there, so what was appended before the jump decides before us.
+func TestExplainKnowsTheOrderInIPTables(t *testing.T) {
+	const (
+		theirs = "-A POSTROUTING -s 192.168.0.0/16 -j MASQUERADE\n"
+		jump   = `-A POSTROUTING -m comment --comment "ip-masq-agent: ours" -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT` + "\n"
+		ours   = "-A IP-MASQ-AGENT -s 192.168.0.0/16 -d 10.0.0.0/8 -j NETMAP --to 192.168.0.0/16\n"
+	)
+	config := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(config, []byte("enforceNonMasquerade: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, flavour := range []string{"nft", "legacy"} {
+		for name, tc := range map[string]struct {
+			rules       string
+			interfering bool
+		}{
+			"theirs first": {theirs + jump + ours, true},
+			"ours first":   {jump + theirs + ours, false},
+		} {
+			t.Run(flavour+"/"+name, func(t *testing.T) {
+				ns := netnstest.New(t)
+				netnstest.Run(t, ns, "*nat\n:IP-MASQ-AGENT - [0:0]\n"+tc.rules+"COMMIT\n", netnstest.Program(t, "iptables-"+flavour+"-restore"), "--noflush")
+				status, out := invoke(t, ns, "explain", "--backend=iptables", "--pod-cidrs=192.168.0.0/16", "--config="+config,
+					"--src=192.168.1.2", "--dst=10.0.0.1", "--output=json")
+				var report struct{ Interfering []struct{ BeforeOurs bool } }
+				if err := json.Unmarshal([]byte(out), &report); err != nil || status != exitOK {
+					t.Fatalf("exit %d, %v", status, err)
+				}
+				if len(report.Interfering) > 0 != tc.interfering || tc.interfering && !report.Interfering[0].BeforeOurs {
+					t.Errorf("interfering %+v", report.Interfering)
+				}
+			})
+		}
 	}
 }

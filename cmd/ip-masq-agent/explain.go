@@ -65,7 +65,16 @@ func explain(ctx context.Context, inv *invocation) (err error) {
 	}
 	e.SeenAs = seenAs(e, facts)
 
-	others, err := foreign.Open(foreign.Options{Log: inv.log, OwnTable: ownTable, Chains: []string{f.chain}})
+	backend, err := openBackend(ctx, f, nil, inv.log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, backend)
+	options := foreign.Options{Log: inv.log, OwnTable: ownTable, Chains: []string{f.chain}}
+	if len(backend.keep) > 0 {
+		options.OwnChain = backend.keep[0]
+	}
+	others, err := foreign.Open(options)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,9 @@ type Options struct {
 	OwnTable string
 	// Chains are further chains of masquerade agents.
 	Chains []string
+	// OwnChain is our own iptables chain, if that is the backend in use: what
+	// stands before the jump to it decides before us.
+	OwnChain Keep
 	// Listeners are those of the process in this namespace.
 	Listeners *nfnotify.Listeners
 }
@@ -40,6 +43,7 @@ type Options struct {
 type Node struct {
 	ns       *netns.NS
 	ownTable string
+	ownChain Keep
 	chains   []string
 	log      *slog.Logger
 	legacy   *xtables.Programs
@@ -63,7 +67,7 @@ func Open(o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{ns: ns, ownTable: o.OwnTable, log: o.Log, listeners: o.Listeners, chains: slices.Clone(agentChains)}
+	n := &Node{ns: ns, ownTable: o.OwnTable, ownChain: o.OwnChain, log: o.Log, listeners: o.Listeners, chains: slices.Clone(agentChains)}
 	for _, c := range o.Chains {
 		if !slices.Contains(n.chains, c) {
 			n.chains = append(n.chains, c)

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"sordino/internal/xtables"
 	"sordino/masq"
 )
 
@@ -93,17 +94,26 @@ func (n *Node) Rewrites(ctx context.Context, flow masq.Flow) ([]Rewrite, error) 
 				continue
 			}
 			e := &evaluator{node: n, flow: flow, family: family, local: local, table: c.Table}
-			bases = append(bases, base{int(*c.Priority), c.Name, e.rules})
+			b := base{priority: int(*c.Priority), chain: c.Name, rules: e.rules}
+			if c.Table.Name == "nat" && f == nftFamily(family) && n.ownChain.Flavour == string(xtables.NFT) {
+				b.own = n.ownChain.Chain
+			}
+			bases = append(bases, b)
 		}
 	}
 	if n.legacyInUse(family) && n.legacy != nil && n.legacy.Has(family) {
 		l := &legacyEvaluator{ctx: ctx, programs: n.legacy, flow: flow, family: family, local: local}
-		bases = append(bases, base{legacyPriority, "POSTROUTING", l.rules})
+		b := base{priority: legacyPriority, chain: "POSTROUTING", rules: l.rules}
+		if n.ownChain.Flavour == string(xtables.Legacy) {
+			b.own = n.ownChain.Chain
+		}
+		bases = append(bases, b)
 	}
 	slices.SortStableFunc(bases, func(a, b base) int { return cmp.Compare(a.priority, b.priority) })
 	w := &walk{}
 	for _, b := range bases {
-		w.priority, w.rules, w.steps = b.priority, b.rules, 0
+		w.priority, w.rules, w.own, w.steps = b.priority, b.rules, b.own, 0
+		w.behind = w.behind || n.ownChain.Chain == "" && b.priority >= ourPriority
 		if _, err := w.chain(b.chain, w.mayBeBound, nil, nil); err != nil {
 			return nil, err
 		}
@@ -119,12 +129,15 @@ type base struct {
 	priority int
 	chain    string
 	rules    func(chain string) ([]rule, error)
+	own      string // our own chain, if it is among those behind this one
 }
 
 // walk follows one flow through chains.
 type walk struct {
 	priority   int
 	rules      func(chain string) ([]rule, error)
+	own        string
+	behind     bool // our own decision
 	found      []Rewrite
 	bound      bool // certainly translated
 	mayBeBound bool
@@ -144,6 +157,9 @@ func (w *walk) chain(name string, uncertain bool, unknown, path []string) (ended
 		return no, err
 	}
 	path = append(slices.Clone(path), name)
+	if name == w.own {
+		w.behind = true
+	}
 	for _, r := range rules {
 		if w.steps++; w.steps > maxSteps {
 			return ended, fmt.Errorf("chain %s: too many rules to follow", name)
@@ -155,7 +171,15 @@ func (w *walk) chain(name string, uncertain bool, unknown, path []string) (ended
 		open := slices.Concat(unknown, r.unknown)
 		switch r.verdict {
 		case translate:
-			w.found = append(w.found, Rewrite{r.where, r.text, r.effect, certain, dedupe(open), w.priority, w.priority < ourPriority})
+			if slices.Contains(path, w.own) {
+				// Our own decision, which the caller knows.
+				w.bound = w.bound || certain
+				if certain {
+					return yes, nil
+				}
+				continue
+			}
+			w.found = append(w.found, Rewrite{r.where, r.text, r.effect, certain, dedupe(open), w.priority, !w.behind})
 			if certain {
 				w.bound = true
 				return yes, nil
