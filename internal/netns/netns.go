@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -70,11 +71,23 @@ func Current() (*NS, error) { return Open(threadNS) }
 // not.
 func (n *NS) Do(fn func() error) error {
 	return onThread(func() error {
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := n.enter(); err != nil {
 			return fmt.Errorf("entering a network namespace: %w", err)
 		}
 		return fn()
 	})
+}
+
+// enter moves the calling thread. The descriptor is held meanwhile: once it is
+// closed, its number may be another namespace's.
+func (n *NS) enter() error {
+	raw, err := n.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setErr error
+	err = raw.Control(func(fd uintptr) { setErr = unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	return errors.Join(err, setErr)
 }
 
 // Bind makes the namespace outlive the process by mounting it on a path.
@@ -95,7 +108,8 @@ func (n *NS) Bind(path string) error {
 // Path is a path to the namespace that is valid in this process.
 func (n *NS) Path() string { return fmt.Sprintf("/proc/self/fd/%d", n.file.Fd()) }
 
-// FD is the open file's descriptor, valid until Close.
+// FD is the open file's descriptor, valid until Close: the caller sees to it
+// that nobody closes meanwhile.
 func (n *NS) FD() int { return int(n.file.Fd()) }
 
 // Same reports whether both are the same namespace.
@@ -113,14 +127,23 @@ func (n *NS) Close() error { return n.file.Close() }
 func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: a locked goroutine that ends takes its thread along.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread is parked for ever instead of thrown away, and would
+			// keep the namespace. While it is locked here, another one does it.
+			defer runtime.UnlockOSThread()
+			done <- onThread(fn)
+			return
+		}
+		// Never unlocked: a locked goroutine that ends takes its thread along.
+		err := errors.New("a function in a network namespace ended its goroutine")
 		defer func() {
 			if r := recover(); r != nil {
-				done <- fmt.Errorf("panic in a network namespace: %v", r)
+				err = fmt.Errorf("panic in a network namespace: %v\n%s", r, debug.Stack())
 			}
+			done <- err
 		}()
-		done <- fn()
+		err = fn()
 	}()
 	return <-done
 }
