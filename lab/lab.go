@@ -5,21 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
+	"sync"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sordino/internal/netns"
 )
 
-// Lab is one lab's namespaces, bound to files in a folder.
+// Lab is one lab's namespaces, bound to files in a folder. Its methods may be
+// called from any goroutine, and labs in different folders know nothing of
+// each other, whatever addresses they use. A folder is for one process at a
+// time.
 type Lab struct {
-	dir    string
+	dir string
+
+	writing sync.Mutex // held while the lab is changed
+
+	mu     sync.Mutex // guards opened
 	opened map[string]*netns.NS
 }
 
@@ -35,20 +39,33 @@ func Open(dir string) (*Lab, error) {
 
 func (l *Lab) bindings() string { return filepath.Join(l.dir, "netns") }
 
-// Namespace opens a namespace of the lab by name.
+func (l *Lab) path(name string) string { return filepath.Join(l.bindings(), name) }
+
+// Namespace opens a namespace of the lab by name. It is valid until the
+// namespace is removed or the lab closed; the caller does not close it.
 func (l *Lab) Namespace(name string) (*netns.NS, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Somebody else may have bound another one there since it was opened.
 	if ns := l.opened[name]; ns != nil {
-		return ns, nil
+		if ns.IsAt(l.path(name)) {
+			return ns, nil
+		}
+		delete(l.opened, name)
+		if err := ns.Close(); err != nil {
+			return nil, err
+		}
 	}
-	path := filepath.Join(l.bindings(), name)
-	var stat unix.Statfs_t
-	if err := unix.Statfs(path, &stat); err != nil {
-		return nil, fmt.Errorf("there is no namespace %q in the lab at %s: %w", name, l.dir, err)
+	missing := fmt.Errorf("there is no namespace %q in the lab at %s: %w", name, l.dir, fs.ErrNotExist)
+	if !nameForm.MatchString(name) {
+		return nil, missing
 	}
-	if stat.Type != unix.NSFS_MAGIC {
-		return nil, fmt.Errorf("the namespace %q of the lab at %s is half made: %w", name, l.dir, fs.ErrNotExist)
+	if bound, err := l.bound(name); err != nil {
+		return nil, err
+	} else if !bound {
+		return nil, missing
 	}
-	ns, err := netns.Open(path)
+	ns, err := netns.Open(l.path(name))
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +73,19 @@ func (l *Lab) Namespace(name string) (*netns.NS, error) {
 	return ns, nil
 }
 
-// Names lists the namespaces that are there.
+// bound tells a namespace from the empty file that it is bound to, which is
+// all that a killed process or a reboot may have left.
+func (l *Lab) bound(name string) (bool, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(l.path(name), &stat); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("finding namespace %s: %w", name, err)
+	} else if err != nil {
+		return false, nil
+	}
+	return stat.Type == unix.NSFS_MAGIC, nil
+}
+
+// Names lists the namespaces that are there, also half-made ones.
 func (l *Lab) Names() ([]string, error) {
 	entries, err := os.ReadDir(l.bindings())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -72,238 +101,58 @@ func (l *Lab) Names() ([]string, error) {
 	return names, nil
 }
 
-// Apply makes the lab what the Spec says and returns what it changed: nothing,
-// when it was so already.
+// Apply makes the lab what the Spec says, whatever state it is in, and returns
+// what it changed: nothing, when it was so already. When it fails or the
+// context ends, the lab is left half made and the next Apply completes it.
+//
+// What others added to the lab's namespaces stays: links that the lab did not
+// make, addresses with a subnet, routes of another protocol than
+// [RouteProtocol], tables of other names.
 func (l *Lab) Apply(ctx context.Context, s Spec) (changes []string, err error) {
 	if err := s.Check(); err != nil {
 		return nil, fmt.Errorf("checking the lab: %w", err)
 	}
-	p := planOf(s)
-	did := func(format string, args ...any) { changes = append(changes, fmt.Sprintf(format, args...)) }
-	have, err := l.Names()
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range have {
-		if !slices.ContainsFunc(p.namespaces, func(n namespace) bool { return n.name == name }) {
-			if err := l.drop(name); err != nil {
-				return changes, err
-			}
-			did("namespace %s removed", name)
-		}
-	}
-	for _, n := range p.namespaces {
-		made, err := l.ensureNamespace(n.name)
-		if err != nil {
-			return changes, err
-		}
-		if made {
-			did("namespace %s made", n.name)
-		}
-	}
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	w := &work{lab: l, ctx: ctx, plan: planOf(s)}
+	defer func() { err = errors.Join(err, w.close()) }()
 	for _, step := range []func() error{
-		func() error { return l.ensureLinks(ctx, p, did) },
-		func() error { return l.each(ctx, p, func(n namespace) error { return n.ensureSettings(did) }) },
-		func() error { return l.each(ctx, p, func(n namespace) error { return n.ensureAddresses(did) }) },
-		func() error { return l.each(ctx, p, func(n namespace) error { return n.ensureRoutes(did) }) },
-		func() error { return l.each(ctx, p, func(n namespace) error { return n.ensureTables(did) }) },
+		w.namespaces, w.open, w.links, w.addresses,
+		// Routes need every link up at both ends.
+		w.routes, w.tables,
 	} {
 		if err := step(); err != nil {
-			return changes, err
+			return w.changes, err
 		}
 	}
-	return changes, nil
+	return w.changes, nil
 }
 
-func (l *Lab) each(ctx context.Context, p plan, do func(namespace) error) error {
-	for _, n := range p.namespaces {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		ns, err := l.Namespace(n.name)
-		if err != nil {
-			return err
-		}
-		if err := ns.Do(func() error { return do(n) }); err != nil {
-			return fmt.Errorf("namespace %s: %w", n.name, err)
-		}
-	}
-	return nil
-}
-
-func (l *Lab) ensureNamespace(name string) (made bool, err error) {
-	if _, err := l.Namespace(name); err == nil {
-		return false, nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return false, err
-	}
-	ns, err := netns.New()
-	if err != nil {
-		return false, err
-	}
-	if err := ns.Bind(filepath.Join(l.bindings(), name)); err != nil {
-		return false, errors.Join(err, ns.Close())
-	}
-	l.opened[name] = ns
-	return true, nil
-}
-
-// ensureLinks makes the pairs that are missing. A pair of which only one end
-// is there, from a lab that was cut off, is made anew.
-func (l *Lab) ensureLinks(ctx context.Context, p plan, did func(string, ...any)) error {
-	for _, k := range p.links {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		a, errA := l.Namespace(k.a)
-		b, errB := l.Namespace(k.b)
-		if err := errors.Join(errA, errB); err != nil {
-			return err
-		}
-		hasA, errA := hasLink(a, k.aName)
-		hasB, errB := hasLink(b, k.bName)
-		if err := errors.Join(errA, errB); err != nil {
-			return err
-		}
-		if hasA && hasB {
-			continue
-		}
-		err := a.Do(func() error {
-			if hasA {
-				if stale, err := netlink.LinkByName(k.aName); err == nil {
-					if err := netlink.LinkDel(stale); err != nil {
-						return err
-					}
-				}
-			}
-			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: k.aName}, PeerName: k.bName, PeerNamespace: netlink.NsFd(b.FD())})
-		})
-		if err != nil {
-			return fmt.Errorf("joining %s and %s: %w", k.a, k.b, err)
-		}
-		did("link %s/%s to %s/%s made", k.a, k.aName, k.b, k.bName)
-	}
-	return nil
-}
-
-func hasLink(ns *netns.NS, name string) (has bool, err error) {
-	err = ns.Do(func() error {
-		_, err := netlink.LinkByName(name)
-		if _, missing := err.(netlink.LinkNotFoundError); missing {
-			return nil
-		}
-		has = err == nil
-		return err
-	})
-	return has, err
-}
-
-// ensureSettings sets what has to be set before addresses: no duplicate
-// address detection, which would hold every IPv6 address back for a second.
-func (n namespace) ensureSettings(did func(string, ...any)) error {
-	want := map[string]string{"net/ipv6/conf/all/accept_dad": "0", "net/ipv6/conf/default/accept_dad": "0"}
-	for _, a := range n.addresses {
-		want["net/ipv6/conf/"+a.link+"/accept_dad"] = "0"
-	}
-	if n.forwards {
-		want["net/ipv4/ip_forward"], want["net/ipv6/conf/all/forwarding"] = "1", "1"
-	}
-	for key, value := range want {
-		path := "/proc/sys/" + key
-		is, err := os.ReadFile(path)
-		if err != nil {
-			return fmt.Errorf("reading the setting %s: %w", key, err)
-		}
-		if string(is) == value+"\n" {
-			continue
-		}
-		if err := os.WriteFile(path, []byte(value), 0); err != nil {
-			return fmt.Errorf("setting %s: %w", key, err)
-		}
-		did("%s: %s set", n.name, key)
-	}
-	return nil
-}
-
-func (n namespace) ensureAddresses(did func(string, ...any)) error {
-	for _, a := range n.addresses {
-		link, err := netlink.LinkByName(a.link)
-		if err != nil {
-			return fmt.Errorf("finding link %s: %w", a.link, err)
-		}
-		have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-		if err != nil {
-			return fmt.Errorf("listing the addresses of %s: %w", a.link, err)
-		}
-		want := ipNet(a.prefix)
-		if !slices.ContainsFunc(have, func(h netlink.Addr) bool { return h.IPNet.String() == want.String() }) {
-			scope := unix.RT_SCOPE_UNIVERSE
-			if a.prefix.Addr().IsLinkLocalUnicast() {
-				// Or a node would masquerade to its gateway address on the link.
-				scope = unix.RT_SCOPE_LINK
-			}
-			if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: want, Flags: unix.IFA_F_NODAD, Scope: scope}); err != nil {
-				return fmt.Errorf("adding %s to %s: %w", a.prefix, a.link, err)
-			}
-			did("%s: address %s added to %s", n.name, a.prefix, a.link)
-		}
-		if link.Attrs().Flags&net.FlagUp == 0 {
-			if err := netlink.LinkSetUp(link); err != nil {
-				return fmt.Errorf("setting %s up: %w", a.link, err)
-			}
-			did("%s: %s set up", n.name, a.link)
-		}
-	}
-	return nil
-}
-
-func (n namespace) ensureRoutes(did func(string, ...any)) error {
-	for _, r := range n.routes {
-		link, err := netlink.LinkByName(r.link)
-		if err != nil {
-			return fmt.Errorf("finding link %s: %w", r.link, err)
-		}
-		want := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.to), Scope: netlink.SCOPE_LINK, Table: unix.RT_TABLE_MAIN}
-		family := netlink.FAMILY_V4
-		if r.to.Addr().Is6() {
-			family = netlink.FAMILY_V6
-		}
-		if r.via.IsValid() {
-			want.Gw, want.Scope = r.via.AsSlice(), netlink.SCOPE_UNIVERSE
-		}
-		have, err := netlink.RouteListFiltered(family, want, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-		if err != nil {
-			return fmt.Errorf("listing the routes: %w", err)
-		}
-		if slices.ContainsFunc(have, func(h netlink.Route) bool {
-			return h.Dst != nil && h.Dst.String() == want.Dst.String() && h.Gw.Equal(want.Gw)
-		}) {
-			continue
-		}
-		if err := netlink.RouteReplace(want); err != nil {
-			return fmt.Errorf("adding the route to %s on %s: %w", r.to, r.link, err)
-		}
-		did("%s: route to %s added", n.name, r.to)
-	}
-	return nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// Remove takes the whole lab away, whatever state it is in.
+// Remove takes the whole lab away, whatever state it is in. Its folder goes
+// too, unless others keep something in it.
 func (l *Lab) Remove() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	names, err := l.Names()
 	errs := []error{err}
 	for _, n := range names {
 		errs = append(errs, l.drop(n))
 	}
-	return errors.Join(append(errs, os.RemoveAll(l.dir))...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, dir := range []string{l.bindings(), l.dir} {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return fmt.Errorf("removing the lab: %w", err)
+		}
+	}
+	return nil
 }
 
 // Close lets go of the lab; it stays.
 func (l *Lab) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var errs []error
 	for name, ns := range l.opened {
 		errs = append(errs, ns.Close())
@@ -312,19 +161,52 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
+// forget closes a namespace if it is open.
+func (l *Lab) forget(name string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ns := l.opened[name]
+	if ns == nil {
+		return nil
+	}
+	delete(l.opened, name)
+	return ns.Close()
+}
+
+// make makes a namespace and binds it to its file.
+func (l *Lab) make(name string) error {
+	ns, err := netns.New()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(l.bindings(), 0o755); err != nil {
+		return errors.Join(err, ns.Close())
+	}
+	if err := ns.Bind(l.path(name)); err != nil {
+		return errors.Join(err, ns.Close())
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.opened[name] = ns
+	return nil
+}
+
 func (l *Lab) drop(name string) error {
-	if ns := l.opened[name]; ns != nil {
-		delete(l.opened, name)
-		if err := ns.Close(); err != nil {
-			return err
+	if err := l.forget(name); err != nil {
+		return err
+	}
+	path := l.path(name)
+	// Whatever is bound there, however often. EINVAL: nothing is.
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("removing namespace %s: %w", name, err)
 		}
 	}
-	path := filepath.Join(l.bindings(), name)
-	// EINVAL: nothing is mounted there, the namespace was never bound.
-	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("removing namespace %s: %w", name, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("removing namespace %s: %w", name, err)
 	}
 	return nil

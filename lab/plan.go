@@ -1,9 +1,11 @@
 package lab
 
 import (
-	"fmt"
+	"crypto/sha256"
+	"encoding/hex"
 	"net/netip"
-	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // plan is a Spec in the kernel's terms.
@@ -103,14 +105,15 @@ func planOf(s Spec) plan {
 	return p
 }
 
-// endName is a link's name for what hangs on it; the kernel allows 15 bytes.
+// endName is the name of a link's upper end, for what hangs on it. "to-" keeps
+// it apart from names of the kernel's own, such as lo, eth0 or sit0. The kernel
+// allows 15 bytes; what is longer ends in a digest, and [Spec.Check] finds two
+// that are the same.
 func endName(name string) string {
-	if len(name) <= 15 {
-		return name
+	const prefix, longest = "to-", unix.IFNAMSIZ - 1
+	if len(prefix+name) <= longest {
+		return prefix + name
 	}
-	var sum uint32
-	for _, c := range []byte(name) {
-		sum = sum*31 + uint32(c)
-	}
-	return fmt.Sprintf("%s%06x", strings.TrimRight(name[:9], "-"), sum&0xffffff)
+	digest := sha256.Sum256([]byte(name))
+	return prefix + name[:4] + hex.EncodeToString(digest[:4])
 }

@@ -1,12 +1,15 @@
 package lab
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
 	"sordino/internal/netns"
@@ -18,63 +21,158 @@ const (
 	servicesTable = "lab-services"
 )
 
-// ensureTables writes the firewall of an outside service and the translation
-// of Service addresses. A table that is there is complete, because it was
-// written in one transaction.
-func (n namespace) ensureTables(did func(string, ...any)) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("opening nftables netlink: %w", err)
-	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return fmt.Errorf("listing the tables: %w", err)
-	}
-	has := func(name string) bool {
-		return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
-	}
-	if n.firewall != nil && !has(firewallTable) {
-		if err := writeFirewall(conn, n.firewall); err != nil {
-			return fmt.Errorf("writing the firewall: %w", err)
+// table is one of the lab's tables as it should be.
+type table struct {
+	name   string
+	sets   []*nftables.Set
+	chains []chain
+}
+
+type chain struct {
+	nftables.Chain
+	rules [][]expr.Any
+}
+
+// tables makes the lab's tables those that are wanted, each in one
+// transaction.
+func (w *work) tables() error {
+	for _, n := range w.plan.namespaces {
+		conn := w.kernels[n.name].tables
+		there, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+		if err != nil {
+			return fmt.Errorf("listing the tables of %s: %w", n.name, err)
 		}
-		did("%s: firewall written", n.name)
-	}
-	if len(n.virtuals) > 0 && !has(servicesTable) {
-		writeServices(conn, n.virtuals)
-		if err := conn.Flush(); err != nil {
-			return fmt.Errorf("writing the Service addresses: %w", err)
+		for _, want := range []table{firewall(n.firewall), services(n.virtuals)} {
+			is := slices.ContainsFunc(there, func(t *nftables.Table) bool { return t.Name == want.name })
+			if len(want.chains) == 0 {
+				if !is {
+					continue
+				}
+				err := w.change(func() error {
+					conn.DelTable(&nftables.Table{Name: want.name, Family: nftables.TableFamilyINet})
+					return conn.Flush()
+				}, "remove the table %s from %s", want.name, n.name)
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			if is {
+				same, err := want.isWritten(conn)
+				if err != nil {
+					return fmt.Errorf("reading the table %s of %s: %w", want.name, n.name, err)
+				}
+				if same {
+					continue
+				}
+			}
+			if err := w.change(func() error { return want.write(conn) }, "write the table %s of %s", want.name, n.name); err != nil {
+				return err
+			}
 		}
-		did("%s: Service addresses written", n.name)
 	}
 	return nil
 }
 
+// write replaces the table in one transaction.
+func (t table) write(conn *nftables.Conn) error {
+	to := conn.AddTable(&nftables.Table{Name: t.name, Family: nftables.TableFamilyINet})
+	conn.DelTable(to) // there it is, thanks to the line above
+	conn.AddTable(to)
+	for _, s := range t.sets {
+		s.Table = to
+		if err := conn.AddSet(s, nil); err != nil {
+			return err
+		}
+	}
+	for _, c := range t.chains {
+		c.Chain.Table = to
+		conn.AddChain(&c.Chain)
+		for _, r := range c.rules {
+			comment, err := fingerprint(r)
+			if err != nil {
+				return err
+			}
+			conn.AddRule(&nftables.Rule{Table: to, Chain: &c.Chain, Exprs: r, UserData: comment})
+		}
+	}
+	return conn.Flush()
+}
+
+// isWritten reports whether the kernel holds exactly the table's rules. A rule
+// cannot be changed under its comment, which tells what it does.
+func (t table) isWritten(conn *nftables.Conn) (bool, error) {
+	for _, c := range t.chains {
+		have, err := conn.GetRules(&nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}, &c.Chain)
+		if err != nil {
+			return false, err
+		}
+		if len(have) != len(c.rules) {
+			return false, nil
+		}
+		for i, r := range c.rules {
+			comment, err := fingerprint(r)
+			if err != nil {
+				return false, err
+			}
+			if !bytes.Equal(have[i].UserData, comment) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// fingerprint is a comment that tells one rule from every other.
+func fingerprint(rule []expr.Any) ([]byte, error) {
+	digest := sha256.New()
+	for _, e := range rule {
+		text, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
+		if err != nil {
+			return nil, err
+		}
+		digest.Write(text)
+	}
+	return userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("lab %.6x", digest.Sum(nil))), nil
+}
+
 // side tells the two families' parts of a table apart.
 type side struct {
-	proto          byte
-	saddr, daddr   uint32
-	length         uint32
-	keyType        nftables.SetDatatype
-	allow, dropped string
+	proto        byte
+	saddr, daddr uint32
+	length       uint32
+	keyType      nftables.SetDatatype
+	dropped      string
 }
 
 func sides() []side {
 	return []side{
-		{unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr, "allow4", "dropped4"},
-		{unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr, "allow6", "dropped6"},
+		{unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr, "dropped4"},
+		{unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr, "dropped6"},
 	}
 }
 
 func (s side) of(a netip.Addr) bool { return a.Is4() == (s.length == 4) }
 
-// writeFirewall drops what comes from anywhere but the allowed ranges, and
-// keeps the sources that it dropped.
-func writeFirewall(conn *nftables.Conn, allow []netip.Prefix) error {
-	table := conn.AddTable(&nftables.Table{Name: firewallTable, Family: nftables.TableFamilyINet})
+// load puts an address of a packet of this side into the register.
+func (s side) load(offset uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, eq(s.proto),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: s.length},
+	}
+}
+
+// firewall drops what comes from anywhere but the allowed ranges, and keeps
+// the sources that it dropped. No list is no firewall.
+func firewall(allow []netip.Prefix) table {
+	t := table{name: firewallTable}
+	if allow == nil {
+		return t
+	}
 	drop := nftables.ChainPolicyDrop
-	chain := conn.AddChain(&nftables.Chain{Name: "input", Table: table, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: &drop})
-	add := func(exprs ...expr.Any) { conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs}) }
+	input := chain{Chain: nftables.Chain{Name: "input", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: &drop}}
+	add := func(exprs ...expr.Any) { input.rules = append(input.rules, exprs) }
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
 	// Neighbour discovery is the link's, not a visitor's.
 	for icmp := byte(133); icmp <= 137; icmp++ {
@@ -83,71 +181,53 @@ func writeFirewall(conn *nftables.Conn, allow []netip.Prefix) error {
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, eq(icmp), accept)
 	}
 	for _, s := range sides() {
-		allowed := &nftables.Set{Table: table, Name: s.allow, KeyType: s.keyType, Interval: true}
-		var elements []nftables.SetElement
 		for _, p := range allow {
 			if s.of(p.Addr()) {
-				elements = append(elements, nftables.SetElement{Key: p.Addr().AsSlice()})
-				if end := after(p); end.IsValid() {
-					elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-				}
+				// ip saddr 10.0.0.0/8 accept
+				add(append(s.load(s.saddr),
+					&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: s.length, Mask: ipNet(p).Mask, Xor: make([]byte, s.length)},
+					eq(p.Masked().Addr().AsSlice()...), accept)...)
 			}
 		}
-		dropped := &nftables.Set{Table: table, Name: s.dropped, KeyType: s.keyType, Dynamic: true, Size: 1024}
-		if err := conn.AddSet(allowed, elements); err != nil {
-			return err
-		}
-		if err := conn.AddSet(dropped, nil); err != nil {
-			return err
-		}
-		from := []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, eq(s.proto),
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: s.saddr, Len: s.length},
-		}
-		// ip saddr @allow4 accept
-		add(append(slices.Clone(from), &expr.Lookup{SourceRegister: 1, SetName: allowed.Name, SetID: allowed.ID}, accept)...)
 		// add @dropped4 { ip saddr } drop
-		add(append(slices.Clone(from),
-			&expr.Dynset{SrcRegKey: 1, SetName: dropped.Name, SetID: dropped.ID, Operation: unix.NFT_DYNSET_OP_ADD},
+		t.sets = append(t.sets, &nftables.Set{Name: s.dropped, KeyType: s.keyType, Dynamic: true, Size: 1024})
+		add(append(s.load(s.saddr),
+			&expr.Dynset{SrcRegKey: 1, SetName: s.dropped, Operation: unix.NFT_DYNSET_OP_ADD},
 			&expr.Verdict{Kind: expr.VerdictDrop})...)
 	}
-	return conn.Flush()
+	t.chains = []chain{input}
+	return t
 }
 
-// writeServices translates Service addresses to Pods, for what is forwarded
-// and for what the node itself sends.
-func writeServices(conn *nftables.Conn, virtuals []Virtual) {
-	table := conn.AddTable(&nftables.Table{Name: servicesTable, Family: nftables.TableFamilyINet})
-	for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting, "output": nftables.ChainHookOutput} {
-		chain := conn.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: nftables.ChainPriorityNATDest})
+// services translates Service addresses to Pods, for what is forwarded and for
+// what the node itself sends.
+func services(virtuals []Virtual) table {
+	t := table{name: servicesTable}
+	if len(virtuals) == 0 {
+		return t
+	}
+	for _, c := range []nftables.Chain{
+		{Name: "prerouting", Hooknum: nftables.ChainHookPrerouting},
+		{Name: "output", Hooknum: nftables.ChainHookOutput},
+	} {
+		c.Type, c.Priority = nftables.ChainTypeNAT, nftables.ChainPriorityNATDest
+		var rules [][]expr.Any
 		for _, v := range virtuals {
 			for _, s := range sides() {
-				if !s.of(v.Address) {
-					continue
+				if s.of(v.Address) {
+					// ip daddr 172.20.0.10 dnat ip to 192.168.2.2
+					rules = append(rules, append(s.load(s.daddr), eq(v.Address.AsSlice()...),
+						&expr.Immediate{Register: 1, Data: v.Pod.AsSlice()},
+						&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(s.proto), RegAddrMin: 1}))
 				}
-				// ip daddr 172.20.0.10 dnat ip to 192.168.2.2
-				conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
-					&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, eq(s.proto),
-					&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: s.daddr, Len: s.length}, eq(v.Address.AsSlice()...),
-					&expr.Immediate{Register: 1, Data: v.Pod.AsSlice()},
-					&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(s.proto), RegAddrMin: 1},
-				}})
 			}
 		}
+		t.chains = append(t.chains, chain{c, rules})
 	}
+	return t
 }
 
 func eq(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
-
-// after is the first address behind a prefix; invalid at the end of the space.
-func after(p netip.Prefix) netip.Addr {
-	a := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(a)*8; i++ {
-		a[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ := netip.AddrFromSlice(a)
-	return last.Next()
-}
 
 // Dropped returns the sources that an outside service's firewall dropped since
 // the last call, and forgets them.

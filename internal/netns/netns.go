@@ -119,6 +119,13 @@ func (n *NS) Same(other *NS) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
+// IsAt reports whether the namespace is what a path leads to.
+func (n *NS) IsAt(path string) bool {
+	a, errA := n.file.Stat()
+	b, errB := os.Stat(path)
+	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
 // Close lets go of the namespace; it vanishes when nothing else holds it.
 func (n *NS) Close() error { return n.file.Close() }
 
