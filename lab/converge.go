@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -29,12 +30,17 @@ const (
 	LinkGroup = 83
 )
 
+// upperIndex is below the numbers of the links' upper ends and above all that
+// the kernel gives by itself.
+const upperIndex = 1000
+
 // work is one Apply.
 type work struct {
 	lab     *Lab
 	ctx     context.Context
 	plan    plan
 	kernels map[string]*kernel
+	raised  bool // whether a link was set up
 	changes []string
 }
 
@@ -46,6 +52,7 @@ type kernel struct {
 	tables *nftables.Conn
 	index  map[string]int // of the links that the lab wants
 	up     map[string]bool
+	last   int // the highest number of a link
 }
 
 // change does one thing, unless the context has ended, and notes it.
@@ -119,7 +126,7 @@ func (w *work) open() error {
 			return err
 		}
 		err = ns.Do(func() error {
-			k := &kernel{ns: ns, index: map[string]int{}, up: map[string]bool{}}
+			k := &kernel{ns: ns, index: map[string]int{}, up: map[string]bool{}, last: upperIndex}
 			if k.routes, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 				return fmt.Errorf("opening route netlink: %w", err)
 			}
@@ -175,6 +182,9 @@ func (w *work) links() error {
 			return fmt.Errorf("listing the links of %s: %w", n.name, err)
 		}
 		have[n.name] = list
+		for _, l := range list {
+			w.kernels[n.name].last = max(w.kernels[n.name].last, l.Attrs().Index)
+		}
 	}
 	find := func(namespace, name string) netlink.Link {
 		for _, l := range have[namespace] {
@@ -246,7 +256,10 @@ func (w *work) joined(k link, a, b netlink.Link) (bool, error) {
 func (w *work) join(k link) error {
 	a, b := w.kernels[k.a], w.kernels[k.b]
 	attributes := netlink.NewLinkAttrs()
-	attributes.Name, attributes.Group = k.aName, LinkGroup
+	// The kernel holds news of a link's carrier back for up to a second when
+	// both ends have the same number, because it takes it for no pair then.
+	a.last++
+	attributes.Name, attributes.Group, attributes.Index = k.aName, LinkGroup, a.last
 	pair := netlink.NewVeth(attributes)
 	pair.PeerName, pair.PeerNamespace = k.bName, netlink.NsFd(b.ns.FD())
 	if err := w.change(func() error { return a.routes.LinkAdd(pair) }, "join %s and %s", k.a, k.b); err != nil {
@@ -307,6 +320,7 @@ func (w *work) addresses() error {
 				if err := w.change(func() error { return k.setUp(index) }, "set %s of %s up", name, n.name); err != nil {
 					return err
 				}
+				w.raised = true
 			}
 			// After the new ones, because with its last address a link loses its
 			// routes. The kernel's own addresses have a subnet, the lab's have none.
@@ -326,6 +340,46 @@ func (w *work) addresses() error {
 	}
 	return nil
 }
+
+// carriers waits until every link carries packets, because the kernel notices
+// some time after both ends are up, and drops what is sent before.
+func (w *work) carriers() error {
+	if !w.raised {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, carrierTime)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for _, n := range w.plan.namespaces {
+		k := w.kernels[n.name]
+		for {
+			links, err := listed(k.routes.LinkList)
+			if err != nil {
+				return fmt.Errorf("listing the links of %s: %w", n.name, err)
+			}
+			waiting := slices.IndexFunc(links, func(l netlink.Link) bool {
+				return k.index[l.Attrs().Name] == l.Attrs().Index && l.Attrs().RawFlags&unix.IFF_RUNNING == 0
+			})
+			if waiting < 0 {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				if err := w.ctx.Err(); err != nil {
+					return err
+				}
+				return fmt.Errorf("link %s of %s does not carry packets after %v: is somebody else setting it down?", links[waiting].Attrs().Name, n.name, carrierTime)
+			case <-tick.C:
+			}
+		}
+	}
+	return nil
+}
+
+// carrierTime is how long a link may take; the kernel lets news wait for a
+// second at most.
+const carrierTime = 3 * time.Second
 
 // routes makes the lab's routes exactly those that are wanted.
 func (w *work) routes() error {

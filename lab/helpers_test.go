@@ -10,9 +10,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sordino/internal/netns"
 	"sordino/internal/netnstest"
 )
 
@@ -170,14 +172,28 @@ func state(t tb, l *Lab, name string, names []string) []string {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
+	slices.Sort(lines) // the order is that of their making
+	tables, err := tablesIn(ns)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	if tables == 0 {
+		return lines
+	}
 	rules, err := netnstest.Try(ns, "", "nft", "--stateless", "--terse", "list", "ruleset")
 	if err != nil {
 		t.Fatalf("nft: %v\n%s", err, rules)
 	}
-	// The order of links, addresses and routes is that of their making; of rules
-	// it is their meaning.
-	slices.Sort(lines)
 	return append(lines, strings.Split(strings.TrimSpace(rules), "\n")...)
+}
+
+func tablesIn(ns *netns.NS) (int, error) {
+	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
+	if err != nil {
+		return 0, err
+	}
+	tables, err := conn.ListTables()
+	return len(tables), err
 }
 
 // fresh is the snapshot of a lab that is built from nothing.

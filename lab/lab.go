@@ -119,7 +119,7 @@ func (l *Lab) Apply(ctx context.Context, s Spec) (changes []string, err error) {
 	for _, step := range []func() error{
 		w.namespaces, w.open, w.links, w.addresses,
 		// Routes need every link up at both ends.
-		w.routes, w.tables,
+		w.routes, w.tables, w.carriers,
 	} {
 		if err := step(); err != nil {
 			return w.changes, err

@@ -79,8 +79,10 @@ func (t table) write(conn *nftables.Conn) error {
 	to := conn.AddTable(&nftables.Table{Name: t.name, Family: nftables.TableFamilyINet})
 	conn.DelTable(to) // there it is, thanks to the line above
 	conn.AddTable(to)
-	for _, s := range t.sets {
-		s.Table = to
+	for i, s := range t.sets {
+		// A number of the transaction; the library's own counter is shared by all
+		// goroutines, unguarded.
+		s.Table, s.ID = to, uint32(i+1)
 		if err := conn.AddSet(s, nil); err != nil {
 			return err
 		}
@@ -236,7 +238,11 @@ func (l *Lab) Dropped(service string) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dropped(ns)
+	sources, err := dropped(ns)
+	if err != nil {
+		return nil, fmt.Errorf("reading the firewall of %s: %w", service, err)
+	}
+	return sources, nil
 }
 
 func dropped(ns *netns.NS) (sources []netip.Addr, err error) {
@@ -248,12 +254,12 @@ func dropped(ns *netns.NS) (sources []netip.Addr, err error) {
 	for _, s := range sides() {
 		set, err := conn.GetSetByName(table, s.dropped)
 		if err != nil {
-			return nil, fmt.Errorf("reading the firewall: %w", err)
+			return nil, err
 		}
 		set.Table = table
 		elements, err := conn.GetSetElements(set)
 		if err != nil {
-			return nil, fmt.Errorf("reading the firewall: %w", err)
+			return nil, err
 		}
 		for _, e := range elements {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {
