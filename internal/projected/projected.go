@@ -30,6 +30,11 @@ func (v *Volume) Path(name string) string { return filepath.Join(v.dir, name) }
 
 // Swap makes the volume hold exactly these files, all at once.
 func (v *Volume) Swap(files map[string][]byte) error {
+	for name := range files {
+		if name == "" || name == "." || strings.HasPrefix(name, "..") || strings.ContainsRune(name, filepath.Separator) {
+			return fmt.Errorf("projecting files: %q cannot be a file's name here: write one without / and without .. in front", name)
+		}
+	}
 	fresh, err := os.MkdirTemp(v.dir, "..")
 	if err != nil {
 		return fmt.Errorf("projecting files: %w", err)
@@ -49,10 +54,6 @@ func (v *Volume) swap(fresh string, files map[string][]byte) error {
 			return err
 		}
 	}
-	old, err := os.Readlink(filepath.Join(v.dir, current))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	// A symlink cannot be overwritten, but another can be renamed over it.
 	next := filepath.Join(v.dir, current+"_tmp")
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -69,19 +70,19 @@ func (v *Volume) swap(fresh string, files map[string][]byte) error {
 			return err
 		}
 	}
+	// What is not of this version goes: files, the version before, and what a
+	// writer left that was killed.
 	entries, err := os.ReadDir(v.dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if _, keep := files[e.Name()]; !keep && !strings.HasPrefix(e.Name(), "..") {
-			if err := os.Remove(v.Path(e.Name())); err != nil {
-				return err
-			}
+		if _, keep := files[e.Name()]; keep || e.Name() == current || e.Name() == fresh {
+			continue
+		}
+		if err := os.RemoveAll(v.Path(e.Name())); err != nil {
+			return err
 		}
 	}
-	if old == "" {
-		return nil
-	}
-	return os.RemoveAll(filepath.Join(v.dir, old))
+	return nil
 }
