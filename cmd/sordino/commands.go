@@ -12,10 +12,24 @@ import (
 // version is set by the build.
 var version = "devel"
 
-// exit is an error that is only an exit status: everything is said already.
-type exit int
+// exit is an error with an exit status of its own. Without err everything is
+// said already.
+type exit struct {
+	status int
+	err    error
+}
 
-func (e exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+func (e exit) Error() string {
+	if e.err != nil {
+		return e.err.Error()
+	}
+	return fmt.Sprintf("exit status %d", e.status)
+}
+
+func (e exit) Unwrap() error { return e.err }
+
+// interrupted is the exit status after Ctrl-C or SIGTERM.
+const interrupted = 130
 
 // run is the whole program; it returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
@@ -34,13 +48,19 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	var status exit
+	var ends exit
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &status):
-		return int(status)
+	case errors.As(err, &ends):
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "sordino: interrupted")
+		return interrupted
+	default:
+		ends.status = 1
 	}
-	fmt.Fprintln(stderr, "sordino:", err)
-	return 1
+	if said := (exit{status: ends.status}); err.Error() != said.Error() {
+		fmt.Fprintln(stderr, "sordino:", err)
+	}
+	return ends.status
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -76,7 +77,7 @@ func agentBinary(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := os.Stat(path); err != nil {
+	if _, err := exec.LookPath(path); err != nil {
 		return "", fmt.Errorf("finding the agent program: %w; build it with \"make build\", or name it with --agent-binary", err)
 	}
 	return path, nil
@@ -99,14 +100,20 @@ func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if failed > 0 {
-		fmt.Fprintf(out, "%d rows are not as expected\n", failed)
-		err = exit(1)
-	} else if o.output == "text" {
+	switch {
+	case o.output == "json": // says so itself
+	case failed > 0:
+		fmt.Fprintf(out, "%d rows are not as expected.\n", failed)
+	default:
 		fmt.Fprintln(out, "Every row is as expected.")
 	}
+	status := 0
+	if failed > 0 {
+		status = 1
+		err = exit{status: status}
+	}
 	if o.keep {
-		return errors.Join(err, hold(ctx, l))
+		return errors.Join(err, hold(ctx, l, status))
 	}
 	return err
 }

@@ -12,8 +12,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -32,19 +32,19 @@ const listenerFD = 3
 // request is what a command asks the holder; its standard streams come along
 // as descriptors.
 type request struct {
-	Op  string   `json:"op"` // "exec", "status" or "down"
-	Pod string   `json:"pod,omitempty"`
+	Op  string `json:"op"` // "exec", "status" or "down"
+	Pod string `json:"pod,omitempty"`
+	// Cmd is a command whose program is a path.
 	Cmd []string `json:"cmd,omitempty"`
 	Env []string `json:"env,omitempty"`
 	Dir string   `json:"dir,omitempty"`
 }
 
-// response ends an answer.
+// response ends an answer. Exit is the command's status, or the demo's.
 type response struct {
 	Exit  int      `json:"exit"`
 	Error string   `json:"error,omitempty"`
 	Names []string `json:"names,omitempty"`
-	PID   int      `json:"pid,omitempty"`
 }
 
 // socketPath is per user, in a folder that only the user can enter.
@@ -79,7 +79,7 @@ func startHolder(ctx context.Context, args []string, stdout, stderr io.Writer) e
 	if _, err := ask(ctx, request{Op: "down"}, nil); err != nil && !errors.Is(err, errNoLab) {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeSocket(path); err != nil {
 		return err
 	}
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -87,47 +87,69 @@ func startHolder(ctx context.Context, args []string, stdout, stderr io.Writer) e
 		return fmt.Errorf("making the lab's socket: %w", err)
 	}
 	listener.SetUnlinkOnClose(false)
-	defer listener.Close()
 	file, err := listener.File()
-	if err != nil {
+	// Only the holder listens, or nobody would notice that it ended.
+	if err := errors.Join(err, listener.Close()); err != nil {
 		return err
 	}
-	defer file.Close()
 	ready, readyWriter, err := os.Pipe()
 	if err != nil {
-		return err
+		return errors.Join(err, file.Close())
 	}
 	defer ready.Close()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	cmd, err := isolated(args, false)
+	cmd, err := isolated(ctx, args, false)
 	if err != nil {
-		return errors.Join(err, readyWriter.Close())
+		return errors.Join(err, file.Close(), readyWriter.Close())
 	}
 	// The demo's output comes through a pipe that is closed when it is through.
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.Stdout, cmd.Stderr = readyWriter, readyWriter
-	if err := cmd.Start(); err != nil {
-		return errors.Join(startError(err), readyWriter.Close(), os.Remove(path))
+	if f, ok := stderr.(*os.File); ok {
+		cmd.Stderr = f
 	}
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-	_ = readyWriter.Close()
+	err = cmd.Start()
+	if err := errors.Join(startError(err), file.Close(), readyWriter.Close()); err != nil {
+		return errors.Join(err, removeSocket(path))
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 	_, err = io.Copy(stdout, ready)
-	if !stop() {
-		_ = cmd.Wait()
-		return errors.Join(err, os.Remove(path), ctx.Err())
+	if ctx.Err() != nil { // the holder was told to end, and says so
+		<-ended
+		return errors.Join(exit{status: interrupted}, removeSocket(path))
 	}
-	if _, askErr := ask(ctx, request{Op: "status"}, nil); askErr != nil {
-		_ = cmd.Wait()
-		return errors.Join(errors.New("the lab did not stay up"), err, os.Remove(path))
+	if err != nil {
+		_ = cmd.Process.Kill() // fails only when it has ended
+		return errors.Join(err, <-ended, removeSocket(path))
+	}
+	answer, err := ask(ctx, request{Op: "status"}, nil)
+	if err != nil {
+		_ = cmd.Process.Kill()
+		var status *exec.ExitError
+		if err := <-ended; errors.As(err, &status) && status.Exited() {
+			return errors.Join(exit{status: status.ExitCode()}, removeSocket(path)) // it said why
+		}
+		return errors.Join(fmt.Errorf("the lab did not stay up: %w", err), removeSocket(path))
 	}
 	self := filepath.Base(os.Args[0])
 	fmt.Fprintf(stdout, "\nThe network stays up. Enter a Pod, a node or the service:\n  %[1]s lab exec pod-1a -- CMD\nSee what there is, and take it down:\n  %[1]s lab status\n  %[1]s lab down\n", self)
-	return err
+	if answer.Exit != 0 {
+		return exit{status: answer.Exit}
+	}
+	return nil
 }
 
-// hold serves the socket until it is told to stop.
-func hold(ctx context.Context, l *lab.Lab) error {
+// removeSocket takes away the socket of a lab that is gone.
+func removeSocket(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// hold serves the socket until it is told to stop. Whoever asks is told the
+// demo's exit status.
+func hold(ctx context.Context, l *lab.Lab, status int) error {
 	listener, err := net.FileListener(os.NewFile(listenerFD, "listener"))
 	if err != nil {
 		return fmt.Errorf("taking over the lab's socket: %w", err)
@@ -161,14 +183,14 @@ func hold(ctx context.Context, l *lab.Lab) error {
 		}
 		running.Go(func() {
 			defer conn.Close()
-			serve(ctx, l, conn.(*net.UnixConn), stop)
+			serve(ctx, l, status, conn.(*net.UnixConn), stop)
 		})
 	}
 }
 
-func serve(ctx context.Context, l *lab.Lab, conn *net.UnixConn, stop func()) {
+func serve(ctx context.Context, l *lab.Lab, status int, conn *net.UnixConn, stop func()) {
 	var answer response
-	r, files, err := receive(conn)
+	r, files, signals, err := receive(conn)
 	defer func() {
 		for _, f := range files {
 			_ = f.Close()
@@ -179,12 +201,12 @@ func serve(ctx context.Context, l *lab.Lab, conn *net.UnixConn, stop func()) {
 		answer.Error = err.Error()
 	case r.Op == "status":
 		answer.Names, err = l.Names()
-		answer.PID = os.Getpid()
+		answer.Exit = status
 	case r.Op == "down":
 		err = l.Remove()
 		defer stop()
 	case r.Op == "exec" && len(files) == 3 && len(r.Cmd) > 0:
-		answer.Exit, err = execute(ctx, l, r, files, conn)
+		answer.Exit, err = execute(ctx, l, r, files, signals)
 	default:
 		err = fmt.Errorf("the lab does not know the request %q", r.Op)
 	}
@@ -194,21 +216,22 @@ func serve(ctx context.Context, l *lab.Lab, conn *net.UnixConn, stop func()) {
 	_ = json.NewEncoder(conn).Encode(answer)
 }
 
-// receive reads one request and the descriptors that come with it.
-func receive(conn *net.UnixConn) (r request, files []*os.File, err error) {
+// receive reads one request and the descriptors that come with it. What
+// follows on the connection is read from rest.
+func receive(conn *net.UnixConn) (r request, files []*os.File, rest io.Reader, err error) {
 	buffer, oob := make([]byte, 1<<20), make([]byte, unix.CmsgSpace(3*4))
 	n, oobn, _, _, err := conn.ReadMsgUnix(buffer, oob)
 	if err != nil {
-		return r, nil, err
+		return r, nil, nil, err
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
-		return r, nil, err
+		return r, nil, nil, err
 	}
 	for _, m := range messages {
 		fds, err := unix.ParseUnixRights(&m)
 		if err != nil {
-			return r, files, err
+			return r, files, nil, err
 		}
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
@@ -218,14 +241,15 @@ func receive(conn *net.UnixConn) (r request, files []*os.File, err error) {
 	reader := bufio.NewReader(io.MultiReader(bytes.NewReader(buffer[:n]), conn))
 	line, err := reader.ReadBytes('\n')
 	if err != nil {
-		return r, files, err
+		return r, files, nil, err
 	}
-	return r, files, json.Unmarshal(line, &r)
+	return r, files, reader, json.Unmarshal(line, &r)
 }
 
 // execute runs a command inside a namespace of the lab. It ends when the
-// command does, or when whoever asked goes away.
-func execute(ctx context.Context, l *lab.Lab, r request, files []*os.File, conn net.Conn) (int, error) {
+// command does; whoever asked and goes away before takes it along. Each byte
+// of signals is the number of one to pass on.
+func execute(ctx context.Context, l *lab.Lab, r request, files []*os.File, signals io.Reader) (int, error) {
 	ns, err := l.Namespace(r.Pod)
 	if err != nil {
 		names, _ := l.Names()
@@ -236,20 +260,34 @@ func execute(ctx context.Context, l *lab.Lab, r request, files []*os.File, conn 
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = files[0], files[1], files[2]
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := ns.Do(cmd.Start); err != nil {
-		return 127, fmt.Errorf("running %s in %s: %w", r.Cmd[0], r.Pod, err)
+		return 126, fmt.Errorf("running %s in %s: %w", r.Cmd[0], r.Pod, err)
 	}
-	kill := func(s syscall.Signal) { _ = syscall.Kill(-cmd.Process.Pid, s) }
+	// What the command left in the background stays, and once it is over its
+	// number may be another's.
+	var over sync.Mutex
+	group := -cmd.Process.Pid
+	kill := func(s syscall.Signal) {
+		over.Lock()
+		defer over.Unlock()
+		if group != 0 {
+			_ = syscall.Kill(group, s)
+		}
+	}
 	defer context.AfterFunc(ctx, func() { kill(syscall.SIGKILL) })()
 	go func() {
-		// One byte is a signal's number; the end means that the caller is gone.
 		one := make([]byte, 1)
 		for {
-			if _, err := conn.Read(one); err != nil {
+			if _, err := signals.Read(one); err != nil {
 				kill(syscall.SIGKILL)
 				return
 			}
 			kill(syscall.Signal(one[0]))
 		}
+	}()
+	defer func() {
+		over.Lock()
+		defer over.Unlock()
+		group = 0
 	}()
 	err = cmd.Wait()
 	var ended *exec.ExitError
@@ -265,8 +303,8 @@ func execute(ctx context.Context, l *lab.Lab, r request, files []*os.File, conn 
 // errNoLab says that there is no holder.
 var errNoLab = errors.New("there is no kept lab; start one with \"sordino demo --keep\"")
 
-// ask sends a request to the holder and waits for its answer. Signals that
-// arrive meanwhile are passed on.
+// ask sends a request to the holder and waits for its answer. A command gets
+// the signals that arrive meanwhile.
 func ask(ctx context.Context, r request, files []*os.File) (response, error) {
 	var answer response
 	path, err := socketPath()
@@ -289,13 +327,29 @@ func ask(ctx context.Context, r request, files []*os.File) (response, error) {
 	for _, f := range files {
 		fds = append(fds, int(f.Fd()))
 	}
-	if _, _, err := conn.WriteMsgUnix(append(text, '\n'), unix.UnixRights(fds...), nil); err != nil {
+	text = append(text, '\n')
+	// An environment may be larger than the socket's buffer.
+	sent, _, err := conn.WriteMsgUnix(text, unix.UnixRights(fds...), nil)
+	if err == nil && sent < len(text) {
+		_, err = conn.Write(text[sent:])
+	}
+	if err != nil {
 		return answer, fmt.Errorf("asking the kept lab: %w", err)
 	}
-	if r.Op != "exec" {
+	if r.Op == "exec" {
+		signals := make(chan os.Signal, 8)
+		signal.Notify(signals, passedOn...)
+		defer close(signals)
+		defer signal.Stop(signals)
+		go func() {
+			for s := range signals {
+				_, _ = conn.Write([]byte{byte(s.(syscall.Signal))})
+			}
+		}()
+	} else {
 		_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+		defer context.AfterFunc(ctx, func() { conn.Close() })()
 	}
-	defer context.AfterFunc(ctx, func() { _, _ = conn.Write([]byte{byte(syscall.SIGINT)}) })()
 	if err := json.NewDecoder(conn).Decode(&answer); err != nil {
 		return answer, fmt.Errorf("the kept lab went away: %w", err)
 	}
@@ -304,3 +358,6 @@ func ask(ctx context.Context, r request, files []*os.File) (response, error) {
 	}
 	return answer, nil
 }
+
+// passedOn are the signals that a command in the lab gets.
+var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,12 +23,16 @@ func inside() bool { return os.Getenv(insideVariable) != "" }
 // network, mounts and processes, and users when it is not root. When the first
 // process of a PID namespace ends, the kernel ends the others, and with them
 // go the mounts and networks that only they held: nothing can be left behind.
-func isolated(args []string, tied bool) (*exec.Cmd, error) {
+func isolated(ctx context.Context, args []string, tied bool) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, args...)
+	cmd := exec.CommandContext(ctx, self, args...)
+	// It cleans up when asked to end. A signal that comes before it is ready for
+	// one is lost on the first process of a PID namespace.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = endTime
 	cmd.Env = append(os.Environ(), insideVariable+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID}
 	if tied {
@@ -43,6 +48,10 @@ func isolated(args []string, tied bool) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
+// endTime is how long the inner process has to clean up after it is told to
+// end; then the kernel does it.
+const endTime = 10 * time.Second
+
 // startError adds what to do to the kernel's refusal of namespaces.
 func startError(err error) error {
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
@@ -56,7 +65,7 @@ func runInside(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	// The child's death signal comes when the thread that made it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd, err := isolated(args, true)
+	cmd, err := isolated(ctx, args, true)
 	if err != nil {
 		return err
 	}
@@ -64,15 +73,13 @@ func runInside(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	if err := cmd.Start(); err != nil {
 		return startError(err)
 	}
-	// A terminal's Ctrl-C reaches it too; a plain kill reaches only us.
-	defer context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })()
 	err = cmd.Wait()
 	var ended *exec.ExitError
 	if errors.As(err, &ended) {
 		if status, ok := ended.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return exit(128 + int(status.Signal()))
+			return exit{status: 128 + int(status.Signal())}
 		}
-		return exit(ended.ExitCode())
+		return exit{status: ended.ExitCode()}
 	}
 	return err
 }

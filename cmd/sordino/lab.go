@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 )
@@ -20,13 +22,24 @@ func labCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			answer, err := ask(c.Context(), request{Op: "exec", Pod: args[0], Cmd: args[1:], Env: os.Environ(), Dir: dir},
+			// Found here, because the caller's PATH counts. Statuses are a shell's.
+			program, err := exec.LookPath(args[1])
+			if err == nil {
+				program, err = filepath.Abs(program)
+			}
+			if err != nil {
+				return exit{127, fmt.Errorf("finding the command: %w", err)}
+			}
+			answer, err := ask(c.Context(), request{Op: "exec", Pod: args[0], Cmd: append([]string{program}, args[2:]...), Env: os.Environ(), Dir: dir},
 				[]*os.File{os.Stdin, os.Stdout, os.Stderr})
+			if err != nil && answer.Exit != 0 {
+				return exit{answer.Exit, err}
+			}
 			if err != nil {
 				return err
 			}
 			if answer.Exit != 0 {
-				return exit(answer.Exit)
+				return exit{status: answer.Exit}
 			}
 			return nil
 		},
@@ -48,9 +61,14 @@ func labCommand() *cobra.Command {
 			_, err := ask(c.Context(), request{Op: "down"}, nil)
 			if errors.Is(err, errNoLab) {
 				fmt.Fprintln(c.OutOrStdout(), "nothing is up")
-				return nil
+			} else if err != nil {
+				return err
 			}
-			return err
+			path, err := socketPath()
+			if err != nil {
+				return err
+			}
+			return removeSocket(path)
 		},
 	})
 	return c
