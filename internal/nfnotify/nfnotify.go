@@ -92,8 +92,11 @@ func (l *Listeners) add(conn *netlink.Conn) error {
 	if l.conns == nil {
 		l.conns = map[*netlink.Conn]bool{}
 	}
+	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return err
+	}
 	l.conns[conn] = true
-	return conn.JoinGroup(unix.NFNLGRP_NFTABLES)
+	return nil
 }
 
 func (l *Listeners) remove(conn *netlink.Conn) {

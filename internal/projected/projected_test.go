@@ -102,7 +102,7 @@ func TestReadersSeeAllOfOneVersion(t *testing.T) {
 			}
 		}
 	}()
-	for n := range 300 {
+	for n := range 100 {
 		text := strings.Repeat("x", n+1)
 		if err := v.Swap(files("a", text, "b", text)); err != nil {
 			t.Error(err)
