@@ -12,21 +12,20 @@ import (
 // version is set by the build.
 var version = "devel"
 
-// exit is an error with an exit status of its own. Without err everything is
-// said already.
-type exit struct {
-	status int
+// exit is an error that is only an exit status: everything is said already.
+type exit int
+
+func (e exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// failure is an error with an exit status of its own.
+type failure struct {
+	status exit
 	err    error
 }
 
-func (e exit) Error() string {
-	if e.err != nil {
-		return e.err.Error()
-	}
-	return fmt.Sprintf("exit status %d", e.status)
-}
+func (f failure) Error() string { return f.err.Error() }
 
-func (e exit) Unwrap() error { return e.err }
+func (f failure) Unwrap() []error { return []error{f.status, f.err} }
 
 // interrupted is the exit status after Ctrl-C or SIGTERM.
 const interrupted = 130
@@ -48,19 +47,19 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	var ends exit
+	var status exit
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &ends):
+	case errors.As(err, &status):
 	case ctx.Err() != nil:
 		fmt.Fprintln(stderr, "sordino: interrupted")
 		return interrupted
 	default:
-		ends.status = 1
+		status = 1
 	}
-	if said := (exit{status: ends.status}); err.Error() != said.Error() {
+	if err.Error() != status.Error() {
 		fmt.Fprintln(stderr, "sordino:", err)
 	}
-	return ends.status
+	return int(status)
 }

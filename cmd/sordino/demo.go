@@ -110,7 +110,7 @@ func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	status := 0
 	if failed > 0 {
 		status = 1
-		err = exit{status: status}
+		err = exit(status)
 	}
 	if o.keep {
 		return errors.Join(err, hold(ctx, l, status))

@@ -116,7 +116,7 @@ func startHolder(ctx context.Context, args []string, stdout, stderr io.Writer) e
 	_, err = io.Copy(stdout, ready)
 	if ctx.Err() != nil { // the holder was told to end, and says so
 		<-ended
-		return errors.Join(exit{status: interrupted}, removeSocket(path))
+		return errors.Join(exit(interrupted), removeSocket(path))
 	}
 	if err != nil {
 		_ = cmd.Process.Kill() // fails only when it has ended
@@ -127,14 +127,14 @@ func startHolder(ctx context.Context, args []string, stdout, stderr io.Writer) e
 		_ = cmd.Process.Kill()
 		var status *exec.ExitError
 		if err := <-ended; errors.As(err, &status) && status.Exited() {
-			return errors.Join(exit{status: status.ExitCode()}, removeSocket(path)) // it said why
+			return errors.Join(exit(status.ExitCode()), removeSocket(path)) // it said why
 		}
 		return errors.Join(fmt.Errorf("the lab did not stay up: %w", err), removeSocket(path))
 	}
 	self := filepath.Base(os.Args[0])
 	fmt.Fprintf(stdout, "\nThe network stays up. Enter a Pod, a node or the service:\n  %[1]s lab exec pod-1a -- CMD\nSee what there is, and take it down:\n  %[1]s lab status\n  %[1]s lab down\n", self)
 	if answer.Exit != 0 {
-		return exit{status: answer.Exit}
+		return exit(answer.Exit)
 	}
 	return nil
 }

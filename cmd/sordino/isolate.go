@@ -77,9 +77,9 @@ func runInside(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	var ended *exec.ExitError
 	if errors.As(err, &ended) {
 		if status, ok := ended.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return exit{status: 128 + int(status.Signal())}
+			return exit(128 + int(status.Signal()))
 		}
-		return exit{status: ended.ExitCode()}
+		return exit(ended.ExitCode())
 	}
 	return err
 }

@@ -28,18 +28,18 @@ func labCommand() *cobra.Command {
 				program, err = filepath.Abs(program)
 			}
 			if err != nil {
-				return exit{127, fmt.Errorf("finding the command: %w", err)}
+				return failure{127, fmt.Errorf("finding the command: %w", err)}
 			}
 			answer, err := ask(c.Context(), request{Op: "exec", Pod: args[0], Cmd: append([]string{program}, args[2:]...), Env: os.Environ(), Dir: dir},
 				[]*os.File{os.Stdin, os.Stdout, os.Stderr})
 			if err != nil && answer.Exit != 0 {
-				return exit{answer.Exit, err}
+				return failure{exit(answer.Exit), err}
 			}
 			if err != nil {
 				return err
 			}
 			if answer.Exit != 0 {
-				return exit{status: answer.Exit}
+				return exit(answer.Exit)
 			}
 			return nil
 		},
