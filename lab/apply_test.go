@@ -114,7 +114,7 @@ func TestALabCutOffAtAnyStepIsCompleted(t *testing.T) {
 		if l, err = Open(l.dir); err != nil {
 			t.Fatal(err)
 		}
-		if steps%2 == 0 {
+		if steps%3 == 0 {
 			if _, err := l.Apply(t.Context(), s); err != nil {
 				t.Fatalf("completing after %d steps: %v", steps, err)
 			}

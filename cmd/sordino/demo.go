@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -95,7 +96,8 @@ func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 		return err
 	}
 	d := &demo.Demo{Lab: l, Binary: o.binary, Dir: agentsDir, Out: out, JSON: o.output == "json"}
-	defer func() { err = errors.Join(err, d.Stop(), l.Remove()) }()
+	end := sync.OnceValue(func() error { return errors.Join(d.Stop(), l.Remove()) })
+	defer func() { err = errors.Join(err, end()) }()
 	failed, err := d.Run(ctx)
 	if err != nil {
 		return err
@@ -113,7 +115,7 @@ func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 		err = exit(status)
 	}
 	if o.keep {
-		return errors.Join(err, hold(ctx, l, status))
+		return errors.Join(err, hold(ctx, l, status, end))
 	}
 	return err
 }

@@ -148,8 +148,9 @@ func removeSocket(path string) error {
 }
 
 // hold serves the socket until it is told to stop. Whoever asks is told the
-// demo's exit status.
-func hold(ctx context.Context, l *lab.Lab, status int) error {
+// demo's exit status; who takes the lab down is answered when end has ended
+// everything.
+func hold(ctx context.Context, l *lab.Lab, status int, end func() error) error {
 	listener, err := net.FileListener(os.NewFile(listenerFD, "listener"))
 	if err != nil {
 		return fmt.Errorf("taking over the lab's socket: %w", err)
@@ -183,12 +184,15 @@ func hold(ctx context.Context, l *lab.Lab, status int) error {
 		}
 		running.Go(func() {
 			defer conn.Close()
-			serve(ctx, l, status, conn.(*net.UnixConn), stop)
+			serve(ctx, l, status, conn.(*net.UnixConn), func() error {
+				defer stop()
+				return end()
+			})
 		})
 	}
 }
 
-func serve(ctx context.Context, l *lab.Lab, status int, conn *net.UnixConn, stop func()) {
+func serve(ctx context.Context, l *lab.Lab, status int, conn *net.UnixConn, end func() error) {
 	var answer response
 	r, files, signals, err := receive(conn)
 	defer func() {
@@ -203,8 +207,7 @@ func serve(ctx context.Context, l *lab.Lab, status int, conn *net.UnixConn, stop
 		answer.Names, err = l.Names()
 		answer.Exit = status
 	case r.Op == "down":
-		err = l.Remove()
-		defer stop()
+		err = end()
 	case r.Op == "exec" && len(files) == 3 && len(r.Cmd) > 0:
 		answer.Exit, err = execute(ctx, l, r, files, signals)
 	default:

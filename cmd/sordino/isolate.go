@@ -74,6 +74,9 @@ func runInside(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		return startError(err)
 	}
 	err = cmd.Wait()
+	if ctx.Err() != nil && cmd.ProcessState.ExitCode() != interrupted {
+		return ctx.Err() // it had no time to say so
+	}
 	var ended *exec.ExitError
 	if errors.As(err, &ended) {
 		if status, ok := ended.Sys().(syscall.WaitStatus); ok && status.Signaled() {

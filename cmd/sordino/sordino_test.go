@@ -43,7 +43,8 @@ func build() (err error) {
 	if err := os.Chmod(programs, 0o755); err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "build", "-o", programs, "sordino/cmd/...")
+	// The flags of hack/test, which has built them already.
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", programs+"/", "sordino/cmd/...")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the programs: %w\n%s", err, out)
@@ -124,33 +125,19 @@ func finish(t *testing.T, cmd *exec.Cmd, stdin string) result {
 	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String(), time.Since(start)}
 }
 
-// traces is what the programs may leave on the machine: processes, the
-// namespaces they are in, mounts, and rules and links of this namespace.
+// traces is what the programs may leave on the machine: processes, mounts, and
+// rules, links and routes of this namespace. A namespace of theirs is there as
+// long as a process is in it; its number alone says nothing, because the kernel
+// gives it again.
 type traces struct {
-	processes  []string
-	namespaces map[string]bool
-	mounts     string
-	kernel     string
+	processes map[string]string // what each is, by number and time of start
+	mounts    string
+	kernel    string
 }
 
 func look(t *testing.T) traces {
 	t.Helper()
-	found := traces{namespaces: map[string]bool{}}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		exe, err := os.Readlink("/proc/" + e.Name() + "/exe")
-		if err != nil || !strings.HasPrefix(exe, programs) {
-			continue
-		}
-		stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
-		found.processes = append(found.processes, fmt.Sprintf("%s %s %.60s", e.Name(), exe, stat))
-		for ns := range namespacesOf(e.Name()) {
-			found.namespaces[ns] = true
-		}
-	}
+	found := traces{processes: processes(t)}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
@@ -166,33 +153,63 @@ func look(t *testing.T) traces {
 	return found
 }
 
-func namespacesOf(pid string) map[string]bool {
-	own := map[string]bool{}
-	for _, kind := range []string{"net", "mnt", "pid", "user"} {
-		mine, _ := os.Readlink("/proc/self/ns/" + kind)
-		if link, err := os.Readlink("/proc/" + pid + "/ns/" + kind); err == nil && link != mine {
-			own[link] = true
+// processes finds those of the programs, and those of others in a namespace
+// that one of the programs is in.
+func processes(t *testing.T) map[string]string {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, theirs := map[string]string{}, map[string]bool{}
+	for _, first := range []bool{true, false} {
+		for _, e := range entries {
+			stat, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+			_, rest, _ := strings.Cut(string(stat), ") ")
+			fields := strings.Fields(rest)
+			// One that has ended and whose parent does not ask (Z) is the parent's.
+			if err != nil || len(fields) < 20 || fields[0] == "Z" {
+				continue
+			}
+			exe, _ := os.Readlink("/proc/" + e.Name() + "/exe")
+			in := strings.HasPrefix(exe, programs)
+			if first && !in {
+				continue
+			}
+			for _, kind := range []string{"net", "mnt", "pid", "user"} {
+				mine, _ := os.Readlink("/proc/self/ns/" + kind)
+				link, err := os.Readlink("/proc/" + e.Name() + "/ns/" + kind)
+				if err != nil || link == mine {
+					continue
+				}
+				if first {
+					theirs[link] = true
+				}
+				in = in || theirs[link]
+			}
+			if in {
+				found[e.Name()+" "+fields[19]] = exe
+			}
 		}
 	}
-	return own
+	return found
 }
 
 // nothingLeft waits until no process of the programs is there any more, nor
-// any other in the namespaces that they were seen in, and compares the rest
-// with what was there before.
-func nothingLeft(t *testing.T, before traces, seen map[string]bool) {
+// any that was seen in their namespaces, and compares the rest with what was
+// there before.
+func nothingLeft(t *testing.T, before traces, seen map[string]string) {
 	t.Helper()
 	limit, tick := time.After(5*time.Second), time.NewTicker(5*time.Millisecond)
 	defer tick.Stop()
-	after := look(t)
-	for left := append(after.processes, within(t, seen)...); len(left) > 0; left = append(after.processes, within(t, seen)...) {
+	for left := processes(t); len(left) > 0 || !gone(seen); left = processes(t) {
 		select {
 		case <-limit:
-			t.Fatalf("left:\n%s", strings.Join(left, "\n"))
+			t.Fatalf("left: %v, of %v", left, seen)
 		case <-tick.C:
-			after = look(t)
 		}
 	}
+	after := look(t)
 	if diff := cmp.Diff(before.mounts, after.mounts); diff != "" {
 		t.Errorf("mounts (-before +after):\n%s", diff)
 	}
@@ -201,29 +218,17 @@ func nothingLeft(t *testing.T, before traces, seen map[string]bool) {
 	}
 }
 
-// within lists the processes that are in one of the namespaces.
-func within(t *testing.T, namespaces map[string]bool) (left []string) {
-	t.Helper()
-	if len(namespaces) == 0 {
-		return nil
-	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		stat, err := os.ReadFile("/proc/" + e.Name() + "/stat")
-		// One that has ended and whose parent does not ask (Z) is the parent's.
-		if _, state, _ := strings.Cut(string(stat), ") "); err != nil || strings.HasPrefix(state, "Z") {
-			continue
-		}
-		for ns := range namespacesOf(e.Name()) {
-			if namespaces[ns] {
-				left = append(left, fmt.Sprintf("%s in %s", stat, ns))
-			}
+// gone reports whether all these processes have ended.
+func gone(seen map[string]string) bool {
+	for id := range seen {
+		pid, start, _ := strings.Cut(id, " ")
+		stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		if fields := strings.Fields(rest); len(fields) >= 20 && fields[0] != "Z" && fields[19] == start {
+			return false
 		}
 	}
-	return left
+	return true
 }
 
 func TestDemo(t *testing.T) {
@@ -387,12 +392,12 @@ func TestHoweverItEndsNothingIsLeft(t *testing.T) {
 		{"SIGKILL", func(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }, -1},
 	} {
 		// From before the inner process is there to the last phase.
-		for n, after := range []time.Duration{20, 60, 120, 250, 450, 700} {
+		for n, after := range []time.Duration{20, 100, 350, 700} {
 			u := users[(i+n)%2]
 			t.Run(fmt.Sprintf("%s after %d ms, %s", tc.name, after, u.name), func(t *testing.T) {
 				cmd, out, ended := u.start(t, "demo")
 				<-time.After(after * time.Millisecond) // a moment as good as any
-				seen := look(t).namespaces
+				seen := processes(t)
 				if err := tc.send(cmd.Process.Pid); err != nil {
 					t.Fatal(err)
 				}
@@ -434,9 +439,9 @@ func TestAKeptLab(t *testing.T) {
 			if r.status != 0 || !strings.Contains(r.stdout, "Every row is as expected.") || !strings.Contains(r.stdout, "sordino lab exec pod-1a -- CMD") {
 				t.Fatalf("status %d\n%s%s", r.status, r.stdout, r.stderr)
 			}
-			seen := look(t).namespaces
-			if len(seen) == 0 {
-				t.Error("the lab is in no namespaces of its own")
+			first := processes(t)
+			if len(first) < 4 {
+				t.Errorf("a holder and three agents should run, not %v", first)
 			}
 			if r := u.run(t, "", "lab", "status"); r.status != 0 || !strings.Contains(r.stdout, "node-1\n") || !strings.Contains(r.stdout, "service\n") {
 				t.Errorf("%+v", r)
@@ -447,28 +452,32 @@ func TestAKeptLab(t *testing.T) {
 			if r := u.run(t, "", "demo", "--keep"); r.status != 0 {
 				t.Fatalf("%+v", r)
 			}
-			second := look(t)
-			for ns := range seen {
-				if second.namespaces[ns] {
-					t.Errorf("the first lab's namespace %s is still there", ns)
+			second := processes(t)
+			for id, exe := range first {
+				if second[id] != "" {
+					t.Errorf("process %s %s of the first lab is still there", id, exe)
 				}
 			}
-			// And a killed one can be replaced too.
-			for _, line := range second.processes {
+			// And a killed one can be replaced too. The agents go with their holder.
+			for id := range second {
 				var pid int
-				if _, err := fmt.Sscan(line, &pid); err != nil {
+				if _, err := fmt.Sscan(id, &pid); err != nil {
 					t.Fatal(err)
 				}
-				_ = syscall.Kill(pid, syscall.SIGKILL) // the agents go with their holder
+				if exe := second[id]; filepath.Base(exe) == "sordino" {
+					if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+						t.Error(err)
+					}
+				}
 			}
-			nothingLeft(t, before, second.namespaces)
+			nothingLeft(t, before, second)
 			if r := u.run(t, "", "lab", "exec", "pod-1a", "--", "/bin/true"); r.status != 1 || !strings.Contains(r.stderr, "there is no kept lab") {
 				t.Errorf("%+v", r)
 			}
 			if r := u.run(t, "", "demo", "--keep"); r.status != 0 {
 				t.Fatalf("%+v", r)
 			}
-			third := look(t).namespaces
+			third := processes(t)
 			if r := u.run(t, "", "lab", "down"); r.status != 0 || r.stdout != "" {
 				t.Errorf("%+v", r)
 			}

@@ -152,7 +152,7 @@ func TestAClosedNamespaceCannotBeEntered(t *testing.T) {
 // A descriptor's number is used again at once; whoever enters while another
 // closes must not end up in the next namespace.
 func TestEnteringWhileClosingNeverEntersAnother(t *testing.T) {
-	for range 100 {
+	for range 40 {
 		ns, err := netns.New()
 		if err != nil {
 			t.Fatal(err)
