@@ -78,7 +78,7 @@ func TestAnySpecFromAnySpecIsAsBuiltFromNothing(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Program(t, "nft")
 	if flag.Lookup("rapid.checks").Value.String() == "100" {
-		if err := flag.Set("rapid.checks", "20"); err != nil { // each builds five labs
+		if err := flag.Set("rapid.checks", "12"); err != nil { // each builds five labs
 			t.Fatal(err)
 		}
 	}
