@@ -68,7 +68,8 @@ func Current() (*NS, error) { return Open(threadNS) }
 
 // Do runs fn inside the namespace, on a thread of its own. Sockets and child
 // processes made by fn stay in the namespace; goroutines that fn starts do
-// not.
+// not. In the process's own namespace it takes no privilege; entering another
+// takes CAP_SYS_ADMIN.
 func (n *NS) Do(fn func() error) error {
 	return onThread(func() error {
 		if err := n.enter(); err != nil {
@@ -81,6 +82,9 @@ func (n *NS) Do(fn func() error) error {
 // enter moves the calling thread. The descriptor is held meanwhile: once it is
 // closed, its number may be another namespace's.
 func (n *NS) enter() error {
+	if n.IsAt(threadNS) {
+		return nil // setns would want CAP_SYS_ADMIN even so
+	}
 	raw, err := n.file.SyscallConn()
 	if err != nil {
 		return err

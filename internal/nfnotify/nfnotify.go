@@ -29,11 +29,21 @@ type Listeners struct {
 	conns map[*netlink.Conn]bool
 }
 
+// Dial opens a netfilter socket in the namespace. The library's own way to do
+// that always calls setns, which takes CAP_SYS_ADMIN.
+func Dial(ns *netns.NS) (conn *netlink.Conn, err error) {
+	err = ns.Do(func() error {
+		conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		return err
+	})
+	return conn, err
+}
+
 // Listen hands notifications to heard until the context ends. It calls
 // listening when it begins, and lost whenever notifications were or may have
 // been missed: somebody was Quiet, or they came faster than they were read.
 func (l *Listeners) Listen(ctx context.Context, ns *netns.NS, heard func([]netlink.Message), listening, lost func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns.FD()})
+	conn, err := Dial(ns)
 	if err != nil {
 		return fmt.Errorf("opening netfilter netlink: %w", err)
 	}

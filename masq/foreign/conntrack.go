@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/conntrack"
 
 	"sordino/masq"
@@ -69,7 +68,11 @@ func usesConntrack(rules []*nftables.Rule) bool {
 
 // TranslatedFlows counts the live connections whose source was translated.
 func (n *Node) TranslatedFlows(context.Context) (count int, err error) {
-	conn, err := conntrack.Dial(&netlink.Config{NetNS: n.ns.FD()})
+	var conn *conntrack.Conn
+	err = n.ns.Do(func() (err error) {
+		conn, err = conntrack.Dial(nil)
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("opening conntrack netlink: %w", err)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"sordino/internal/xtables"
@@ -223,7 +222,11 @@ func dedupe(list []string) []string {
 }
 
 func (n *Node) localAddresses() (map[netip.Addr]bool, error) {
-	handle, err := netlink.NewHandleAt(netns.NsHandle(n.ns.FD()), unix.NETLINK_ROUTE)
+	var handle *netlink.Handle
+	err := n.ns.Do(func() (err error) {
+		handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("opening route netlink: %w", err)
 	}

@@ -81,7 +81,8 @@ func New(o Options) (*Backend, error) {
 		table: &nftables.Table{Name: o.Table, Family: nftables.TableFamilyINet},
 		log:   o.Log, ns: ns, listeners: o.Listeners, batch: o.SendBuffer,
 	}
-	b.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(ns.FD()))
+	// The lasting connection is made here and now, on this thread.
+	b.conn, err = nftables.New(nftables.AsLasting())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening nftables netlink: %w", err), ns.Close())
 	}

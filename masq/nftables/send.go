@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"sordino/internal/nfnotify"
 )
 
 // The library encodes, and we send: it would ask for an answer to every
@@ -110,7 +112,7 @@ func (b *Backend) socket() (*netlink.Conn, error) {
 	if b.sender != nil {
 		return b.sender, nil
 	}
-	sender, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: b.ns.FD()})
+	sender, err := nfnotify.Dial(b.ns)
 	if err != nil {
 		return nil, fmt.Errorf("opening netfilter netlink: %w", err)
 	}

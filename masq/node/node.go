@@ -8,33 +8,33 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"sordino/internal/netns"
 	"sordino/masq"
 )
 
 // Node reads one network namespace.
 type Node struct {
 	handle *netlink.Handle
-	ns     netns.NsHandle
+	ns     *netns.NS
 }
 
 // Open opens the calling thread's network namespace for reading.
 func Open() (*Node, error) {
-	ns, err := netns.Get()
+	ns, err := netns.Current()
 	if err != nil {
-		return nil, fmt.Errorf("opening the node's network namespace: %w", err)
+		return nil, err
 	}
-	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		_ = ns.Close()
-		return nil, fmt.Errorf("opening route netlink: %w", err)
+		return nil, errors.Join(fmt.Errorf("opening route netlink: %w", err), ns.Close())
 	}
 	return &Node{handle, ns}, nil
 }
@@ -120,7 +120,8 @@ func (n *Node) OutputInterface(dst netip.Addr) string {
 	return link.Attrs().Name
 }
 
-// Watch calls changed when an address comes or goes, until the context ends.
+// Watch calls changed when an address comes or goes, and once when it begins
+// to listen, until the context ends.
 func (n *Node) Watch(ctx context.Context, changed func()) error {
 	updates := make(chan netlink.AddrUpdate, 16)
 	done := make(chan struct{})
@@ -132,13 +133,20 @@ func (n *Node) Watch(ctx context.Context, changed func()) error {
 		}()
 	}()
 	failed := make(chan error, 1)
-	err := netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{
-		Namespace:     &n.ns,
-		ErrorCallback: func(err error) { failed <- err },
+	err := n.ns.Do(func() error {
+		return netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{
+			ErrorCallback: func(err error) {
+				select {
+				case failed <- err:
+				default: // the first one says enough
+				}
+			},
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("subscribing to address changes: %w", err)
 	}
+	changed()
 	for {
 		select {
 		case <-ctx.Done():
