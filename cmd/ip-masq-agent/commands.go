@@ -51,6 +51,10 @@ var commands = []command{
 	{"version", "", "print the version", printVersion},
 }
 
+func commandNames() []string {
+	return []string{"run", "lint", "plan", "explain", "status", "cleanup", "version", "help"}
+}
+
 // run is the whole program; it returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	name := "run"
@@ -70,6 +74,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		if errors.Is(err, errHelp) {
 			printHelp(stdout)
 			return exitOK
+		}
+		if errors.Is(err, errVersion) {
+			inv.flags = newFlags()
+			err, c.run = nil, printVersion
 		}
 		if err != nil {
 			fmt.Fprintf(stderr, "ip-masq-agent %s: %v\n", name, err)

@@ -46,10 +46,20 @@ var klogFlags = map[string]bool{
 	"add_dir_header": true, "alsologtostderr": true, "log_backtrace_at": false, "log_dir": false,
 	"log_file": false, "log_file_max_size": false, "logtostderr": true, "one_output": true,
 	"skip_headers": true, "skip_log_headers": true, "stderrthreshold": false, "vmodule": false,
-	"legacy_stderr_threshold_behavior": true,
+	"legacy_stderr_threshold_behavior": true, "log-flush-frequency": false,
+}
+
+// iptablesNames are no names for a chain: the agent would empty one of the
+// nat table's own, or jump to a verdict.
+var iptablesNames = []string{
+	"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "QUEUE", "RETURN",
+	"MASQUERADE", "SNAT", "DNAT", "NETMAP", "REDIRECT", "MARK", "CONNMARK", "LOG", "NFLOG", "TRACE",
 }
 
 var errHelp = flag.ErrHelp
+
+// errVersion is that --version was given, as upstream's agent accepts it.
+var errVersion = errors.New("the version is asked for")
 
 func newFlags() *flags {
 	f := &flags{set: flag.NewFlagSet("ip-masq-agent", flag.ContinueOnError)}
@@ -110,10 +120,11 @@ func (inv *invocation) parse(command string, args []string) error {
 	}
 	if command == "plan" || command == "explain" || command == "status" || command == "cleanup" {
 		// Unreadable state is told of by status; here it only means no saved flags.
-		if saved, err := agent.SavedArguments(inv.flags.stateDir); err == nil && inv.flags.stateDir != "" {
+		dir := inv.flags.stateDir
+		if saved, err := agent.SavedArguments(dir); err == nil && dir != "" {
 			inv.flags = newFlags()
 			if _, _, err := inv.flags.take(append(slices.Clone(saved), args...)); err != nil {
-				return err
+				return fmt.Errorf("reading the flags of the agent that ran with --state-dir=%s (--state-dir= goes without them): %w", dir, err)
 			}
 		}
 	}
@@ -125,10 +136,14 @@ func (inv *invocation) parse(command string, args []string) error {
 		if command != "run" {
 			return fmt.Errorf("unexpected argument %q; flags begin with --", rest[0])
 		}
+		if len(unknown) == 0 && slices.Contains(commandNames(), rest[0]) {
+			return fmt.Errorf("the command comes first: ip-masq-agent %s, and then the flags", rest[0])
+		}
 		unknown = append(unknown, rest...)
 	}
 	inv.args, inv.arguments = rest, args
-	for _, u := range unknown {
+	slices.Sort(unknown)
+	for _, u := range slices.Compact(unknown) {
 		inv.log.Warn("unknown flag or argument ignored; see --help for those that are known", "argument", u)
 	}
 	return nil
@@ -151,6 +166,9 @@ func (f *flags) take(args []string) (rest, unknown []string, err error) {
 		name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		if name == "help" || name == "h" {
 			return nil, nil, errHelp
+		}
+		if name == "version" {
+			return nil, nil, errVersion
 		}
 		fl := f.set.Lookup(name)
 		switch {
@@ -188,6 +206,9 @@ func (f *flags) resolve() error {
 	f.options = masq.Options{
 		Chain: f.chain, ReservedRanges: f.reserved, IPv6: f.ipv6, RandomFully: f.randomFully,
 		UpstreamCompat: f.compat == "upstream",
+	}
+	if slices.Contains(iptablesNames, f.chain) {
+		errs = append(errs, fmt.Errorf("--masq-chain %q: this is one of iptables' own names; write a name for a chain that is ours alone, such as %s", f.chain, masq.DefaultChain))
 	}
 	if f.chain == "" || len(f.chain) > 28 || strings.ContainsAny(f.chain, " \t\n!\"'") || f.chain[0] == '-' {
 		errs = append(errs, fmt.Errorf("--masq-chain %q: write an iptables chain name of 1 to 28 characters without blanks or quotes", f.chain))

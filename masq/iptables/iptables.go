@@ -207,6 +207,9 @@ func (b *Backend) planWrite(ctx context.Context, rs masq.RuleSet, fr masq.Family
 	if err != nil {
 		return err
 	}
+	if !agents(held, jumps) {
+		return fmt.Errorf("%s chain %s of the nat table holds rules that no masquerade agent wrote; give our chain another name with --masq-chain", fr.Family, b.chain)
+	}
 	if !exists || !slices.EqualFunc(held, want, sameRule) {
 		// Declaring a chain empties it, in the same transaction that fills it.
 		p.commands = append(p.commands, ":"+b.chain+" - [0:0]")
@@ -226,7 +229,7 @@ func (b *Backend) planWrite(ctx context.Context, rs masq.RuleSet, fr masq.Family
 }
 
 func (b *Backend) planRemove(ctx context.Context, p *familyPlan) error {
-	_, exists, err := b.programs.List(ctx, p.family, b.chain)
+	held, exists, err := b.programs.List(ctx, p.family, b.chain)
 	if err != nil || !exists {
 		return err
 	}
@@ -234,12 +237,23 @@ func (b *Backend) planRemove(ctx context.Context, p *familyPlan) error {
 	if err != nil {
 		return err
 	}
+	if !agents(held, jumps) {
+		return nil
+	}
 	for _, j := range jumps {
 		p.commands = append(p.commands, "-D"+strings.TrimPrefix(j, "-A"))
 	}
 	p.commands = append(p.commands, ":"+b.chain+" - [0:0]", "-X "+b.chain)
 	p.what = append(p.what, fmt.Sprintf("%s chain %s with %d jumps removed", p.family, b.chain, len(jumps)))
 	return nil
+}
+
+// agents reports whether a chain is a masquerade agent's, so that it may be
+// emptied: somebody else can have a chain of the name that we were given.
+func agents(rules, jumps []string) bool {
+	return len(rules) == 0 || len(jumps) > 0 || slices.ContainsFunc(rules, func(r string) bool {
+		return xtables.IsAgentComment(xtables.Option(xtables.Fields(r), "--comment"))
+	})
 }
 
 // jumps returns the jumps to our chain, in order.
