@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -121,8 +122,10 @@ func program(family masq.Family) string {
 // without the line that declares the chain. exists is false when there is no
 // such chain.
 func (p *Programs) List(ctx context.Context, family masq.Family, chain string) (rules []string, exists bool, err error) {
-	if p.Flavour == Legacy && !LegacyInUse(p.ns, family) {
-		return nil, false, nil // asking would load the table, and hook it
+	if p.Flavour == Legacy {
+		if inUse, err := LegacyInUse(p.ns, family); err != nil || !inUse {
+			return nil, false, err // asking would load the table, and hook it
+		}
 	}
 	out, err := p.run(ctx, program(family), "", "-w", lockSeconds, "-t", "nat", "-S", chain)
 	var failed *exec.ExitError
@@ -145,8 +148,9 @@ func (p *Programs) List(ctx context.Context, family masq.Family, chain string) (
 var absent = []string{"No chain", "does not exist", "is incompatible"}
 
 // LegacyInUse reports whether the kernel has a legacy nat table of the family
-// in the namespace. Legacy programs make one as soon as they are asked.
-func LegacyInUse(ns *netns.NS, family masq.Family) bool {
+// in the namespace. Legacy programs make one as soon as they are asked. The
+// kernel tells root alone: for others the error is fs.ErrPermission.
+func LegacyInUse(ns *netns.NS, family masq.Family) (bool, error) {
 	file := "ip_tables_names"
 	if family == masq.IPv6 {
 		file = "ip6_tables_names"
@@ -156,7 +160,10 @@ func LegacyInUse(ns *netns.NS, family masq.Family) bool {
 		names, err = os.ReadFile("/proc/thread-self/net/" + file)
 		return err
 	})
-	return err == nil && slices.Contains(strings.Fields(string(names)), "nat")
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // nobody has loaded legacy iptables
+	}
+	return slices.Contains(strings.Fields(string(names)), "nat"), err
 }
 
 // Counters is List with "-c packets bytes" in each rule.

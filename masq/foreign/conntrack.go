@@ -54,7 +54,7 @@ func usesConntrack(rules []*nftables.Rule) bool {
 	for _, r := range rules {
 		for _, e := range r.Exprs {
 			switch m := e.(type) {
-			case *expr.Ct:
+			case *expr.Ct, *expr.FlowOffload:
 				return true
 			case *expr.Match:
 				if m.Name == "conntrack" || m.Name == "state" || m.Name == "connmark" {

@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"sordino/masq"
@@ -26,7 +27,7 @@ type evaluator struct {
 	node   *Node
 	flow   masq.Flow
 	family masq.Family
-	local  map[netip.Addr]bool
+	local  map[netip.Addr]uint32
 	table  *nftables.Table
 	sets   map[string][]nftables.SetElement
 }
@@ -48,24 +49,42 @@ func (e *evaluator) rules(chain string) ([]rule, error) {
 	}
 	var out []rule
 	for _, r := range read {
-		one, err := e.rule(r)
+		one, branches, err := e.rule(r)
 		if err != nil {
 			return nil, err
 		}
 		one.where = fmt.Sprintf("table %s %s chain %s handle %d", familyName(e.table.Family), e.table.Name, chain, r.Handle)
-		out = append(out, one)
+		if branches == nil {
+			branches = []branch{{yes, one.verdict, one.target}}
+		}
+		for _, b := range branches {
+			one := one
+			one.verdict, one.target = b.verdict, b.target
+			if b.match == no {
+				one.match = no
+			}
+			out = append(out, one)
+		}
 	}
 	return out, nil
 }
 
-func (e *evaluator) rule(r *nftables.Rule) (rule, error) {
-	out := rule{match: yes}
+// branch is one of the verdicts that a verdict map can give.
+type branch struct {
+	match   answer
+	verdict verdict
+	target  string
+}
+
+// rule evaluates one rule; a verdict map makes it several, of which one counts.
+func (e *evaluator) rule(r *nftables.Rule) (out rule, branches []branch, err error) {
+	out = rule{match: yes}
 	registers := map[uint32]register{}
 	var words []string
 	say := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
 	test := func(a answer, unknown string) {
 		out.match = and(out.match, a)
-		if a == maybe {
+		if a == maybe && unknown != "" {
 			out.unknown = append(out.unknown, unknown)
 		}
 	}
@@ -108,14 +127,17 @@ func (e *evaluator) rule(r *nftables.Rule) (rule, error) {
 		case *expr.Lookup:
 			v := registers[x.SourceRegister]
 			say("%s @%s", v.text, x.SetName)
-			a, err := e.lookup(x, v)
+			l, err := e.lookup(x, v)
 			if err != nil {
-				return out, err
+				return out, nil, err
 			}
-			if v.unknown == "" {
-				v.unknown = "set " + x.SetName
+			test(l.match, l.unknown)
+			switch {
+			case x.IsDestRegSet && x.DestRegister == unix.NFT_REG_VERDICT:
+				branches = l.branches()
+			case x.IsDestRegSet:
+				registers[x.DestRegister] = register{data: l.data, unknown: l.unknown, text: "map @" + x.SetName}
 			}
-			test(a, v.unknown)
 		case *expr.Match:
 			a, text := e.xtMatch(x)
 			if text != "" {
@@ -139,22 +161,13 @@ func (e *evaluator) rule(r *nftables.Rule) (rule, error) {
 				if to, ok := netip.AddrFromSlice(registers[x.RegAddrMin].data); ok {
 					out.effect = "snat to " + to.String()
 					if to == e.flow.Src {
-						out.verdict, out.effect = finish, "" // to itself: bound, and not rewritten
+						out.verdict, out.effect = bind, "" // to itself
 					}
 				}
 				say("%s", out.effect)
 			}
 		case *expr.Verdict:
-			switch x.Kind {
-			case expr.VerdictAccept, expr.VerdictDrop:
-				out.verdict = finish
-			case expr.VerdictReturn:
-				out.verdict = leave
-			case expr.VerdictJump:
-				out.verdict, out.target = jump, x.Chain
-			case expr.VerdictGoto:
-				out.verdict, out.target = gotoChain, x.Chain
-			}
+			out.verdict, out.target = verdictOf(x.Kind), x.Chain
 			say("%s", strings.TrimSpace(verdictWords[x.Kind]+" "+x.Chain))
 		case *expr.Counter, *expr.Objref, *expr.Log:
 			// They change nothing about the flow.
@@ -162,13 +175,31 @@ func (e *evaluator) rule(r *nftables.Rule) (rule, error) {
 			name := strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", x), "*expr."))
 			say("%s", name)
 			test(maybe, name)
+			// It may have loaded something into any of them.
+			clear(registers)
 		}
 	}
 	out.text = strings.Join(words, " ")
 	if c := commentOf(r); c != "" {
 		out.text += fmt.Sprintf(" comment %q", c)
 	}
-	return out, nil
+	return out, branches, nil
+}
+
+func verdictOf(kind expr.VerdictKind) verdict {
+	switch kind {
+	case expr.VerdictAccept:
+		return finish
+	case expr.VerdictDrop:
+		return bind
+	case expr.VerdictReturn:
+		return leave
+	case expr.VerdictJump:
+		return jump
+	case expr.VerdictGoto:
+		return gotoChain
+	}
+	return next
 }
 
 var operators = map[expr.CmpOp]string{expr.CmpOpEq: "==", expr.CmpOpNeq: "!=", expr.CmpOpLt: "<", expr.CmpOpLte: "<=", expr.CmpOpGt: ">", expr.CmpOpGte: ">="}
@@ -307,16 +338,23 @@ func (e *evaluator) ct(c *expr.Ct) register {
 	return register{unknown: "connection tracking data", text: "ct"}
 }
 
-func (e *evaluator) lookup(l *expr.Lookup, v register) (answer, error) {
-	if v.data == nil || l.IsDestRegSet {
-		return maybe, nil
+// looked is what looking into a set or map gives.
+type looked struct {
+	match    answer
+	unknown  string
+	data     []byte // of the map's element, when it is known which
+	elements []nftables.SetElement
+}
+
+func (e *evaluator) lookup(l *expr.Lookup, v register) (looked, error) {
+	kind := "set "
+	if l.IsDestRegSet {
+		kind = "map "
 	}
+	out := looked{match: maybe, unknown: kind + l.SetName}
 	set, err := e.node.conn.GetSetByName(e.table, l.SetName)
 	if err != nil {
-		return maybe, nil // gone meanwhile
-	}
-	if set.IsMap || set.Concatenation {
-		return maybe, nil
+		return out, nil // gone meanwhile
 	}
 	if e.sets == nil {
 		e.sets = map[string][]nftables.SetElement{}
@@ -324,30 +362,80 @@ func (e *evaluator) lookup(l *expr.Lookup, v register) (answer, error) {
 	elements, ok := e.sets[l.SetName]
 	if !ok {
 		if elements, err = e.node.conn.GetSetElements(set); err != nil {
-			return maybe, fmt.Errorf("reading set %s: %w", l.SetName, err)
+			return out, fmt.Errorf("reading set %s: %w", l.SetName, err)
 		}
 		e.sets[l.SetName] = elements
 	}
-	return invertIf(l.Invert, contains(elements, v.data, set.Interval)), nil
+	out.elements = elements
+	if v.data == nil {
+		if v.unknown != "" {
+			out.unknown = v.unknown
+		}
+		return out, nil
+	}
+	for _, el := range elements {
+		if len(el.Key) != 0 && len(el.Key) != len(v.data) {
+			return out, nil // of several fields, of which the register holds the first
+		}
+	}
+	found := find(elements, v.data, set.Interval)
+	out.match = no
+	if (found != nil) != l.Invert {
+		out.match = yes
+	}
+	out.elements = nil
+	if found != nil {
+		out.data, out.elements = found.Val, []nftables.SetElement{*found}
+	}
+	return out, nil
 }
 
-// contains looks a key up; in an interval set the greatest bound that is not
-// above the key tells whether it is inside.
-func contains(elements []nftables.SetElement, key []byte, interval bool) answer {
-	var below *nftables.SetElement
+// branches are the verdicts that a verdict map can give, or gives.
+func (l looked) branches() []branch {
+	out := []branch{}
+	for _, el := range l.elements {
+		if el.IntervalEnd {
+			continue
+		}
+		b := branch{match: l.match}
+		ad, err := netlink.NewAttributeDecoder(el.Val)
+		if err != nil {
+			continue
+		}
+		ad.ByteOrder = binary.BigEndian
+		for ad.Next() {
+			switch ad.Type() {
+			case unix.NFTA_VERDICT_CODE:
+				b.verdict = verdictOf(expr.VerdictKind(int32(ad.Uint32())))
+			case unix.NFTA_VERDICT_CHAIN:
+				b.target = ad.String()
+			}
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+// find looks a key up; in an interval set the greatest bound that is not above
+// the key tells whether it is inside. An element without a key is for all that
+// is in no other.
+func find(elements []nftables.SetElement, key []byte, interval bool) *nftables.SetElement {
+	var below, any *nftables.SetElement
 	for i, el := range elements {
 		c := bytes.Compare(el.Key, key)
-		if !interval && c == 0 {
-			return yes
-		}
-		if interval && c <= 0 && (below == nil || bytes.Compare(el.Key, below.Key) > 0 || bytes.Equal(el.Key, below.Key) && below.IntervalEnd) {
+		switch {
+		case len(el.Key) == 0:
+			any = &elements[i]
+		case !interval && c == 0:
+			return &elements[i]
+		case interval && c <= 0 && (below == nil || bytes.Compare(el.Key, below.Key) > 0 || bytes.Equal(el.Key, below.Key) && below.IntervalEnd):
 			below = &elements[i]
 		}
 	}
 	if below != nil && !below.IntervalEnd {
-		return yes
+		return below
 	}
-	return no
+	return any
 }
 
 func (e *evaluator) xtMatch(m *expr.Match) (answer, string) {

@@ -223,7 +223,11 @@ func commentOf(r *nftables.Rule) string {
 
 // removeLegacy edits legacy iptables through its program.
 func (n *Node) removeLegacy(ctx context.Context, family masq.Family, keep []Keep) ([]Leftover, string, error) {
-	if !n.legacyInUse(family) {
+	inUse, err := xtables.LegacyInUse(n.ns, family)
+	if err != nil {
+		return nil, fmt.Sprintf("only root may see whether there is a legacy %s nat table (%v)", family, err), nil
+	}
+	if !inUse {
 		return nil, "", nil // looking would load the table
 	}
 	if n.legacy == nil || !n.legacy.Has(family) {
@@ -266,7 +270,14 @@ func (n *Node) removeLegacy(ctx context.Context, family masq.Family, keep []Keep
 	return removed, "", nil
 }
 
-func (n *Node) legacyInUse(family masq.Family) bool { return xtables.LegacyInUse(n.ns, family) }
+// legacyInUse is for those who only read; what cannot be seen is said.
+func (n *Node) legacyInUse(family masq.Family) bool {
+	inUse, err := xtables.LegacyInUse(n.ns, family)
+	if err != nil {
+		n.log.Warn("only root may see legacy iptables rules; they are left out", "family", family, "error", err)
+	}
+	return inUse
+}
 
 // Watch calls touched when somebody adds a rule or chain to the nat tables
 // that iptables-nft keeps, until the context ends. Legacy iptables announces

@@ -19,7 +19,7 @@ type legacyEvaluator struct {
 	programs *xtables.Programs
 	flow     masq.Flow
 	family   masq.Family
-	local    map[netip.Addr]bool
+	local    map[netip.Addr]uint32
 }
 
 func (l *legacyEvaluator) rules(chain string) ([]rule, error) {
@@ -125,7 +125,7 @@ func (l *legacyEvaluator) rule(fields []string) rule {
 	return r
 }
 
-var typeNames = map[uint32]string{unix.RTN_LOCAL: "LOCAL", unix.RTN_MULTICAST: "MULTICAST", unix.RTN_BROADCAST: "BROADCAST", unix.RTN_UNICAST: "UNICAST"}
+var typeNames = map[uint32]string{unix.RTN_LOCAL: "LOCAL", unix.RTN_MULTICAST: "MULTICAST", unix.RTN_BROADCAST: "BROADCAST", unix.RTN_UNICAST: "UNICAST", unix.RTN_ANYCAST: "ANYCAST"}
 
 func (l *legacyEvaluator) target(r *rule, option, name string) {
 	switch name {

@@ -55,7 +55,8 @@ type verdict int
 const (
 	next verdict = iota
 	translate
-	finish // accept or drop: ends the base chain, and no other
+	bind   // nothing translates the flow any more
+	finish // accept: ends the base chain, and no other
 	jump
 	gotoChain
 	leave // return
@@ -76,7 +77,7 @@ type rule struct {
 func (n *Node) Rewrites(ctx context.Context, flow masq.Flow) ([]Rewrite, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	local, err := n.localAddresses()
+	local, err := n.addressTypes()
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +114,7 @@ func (n *Node) Rewrites(ctx context.Context, flow masq.Flow) ([]Rewrite, error) 
 	for _, b := range bases {
 		w.priority, w.rules, w.own, w.steps = b.priority, b.rules, b.own, 0
 		w.behind = w.behind || n.ownChain.Chain == "" && b.priority >= ourPriority
-		if _, err := w.chain(b.chain, w.mayBeBound, nil, nil); err != nil {
+		if _, _, err := w.chain(b.chain, w.mayBeBound, slices.Clone(w.open), nil); err != nil {
 			return nil, err
 		}
 		if w.bound {
@@ -140,80 +141,87 @@ type walk struct {
 	found      []Rewrite
 	bound      bool // certainly translated
 	mayBeBound bool
+	open       []string // what that depends on
 	steps      int
 }
 
 // maxSteps bounds the rules that are looked at, chains visited twice included.
 const maxSteps = 200_000
 
-// chain reports how surely the walk does not come back to the caller.
-func (w *walk) chain(name string, uncertain bool, unknown, path []string) (ended answer, err error) {
+// chain reports how surely a flow that enters the chain does not come back to
+// the caller, and what that depends on.
+func (w *walk) chain(name string, uncertain bool, unknown, path []string) (ended answer, open []string, err error) {
 	if slices.Contains(path, name) || len(path) > 32 {
-		return no, nil // the kernel allows no loops; a name seen twice is of a chain that changed meanwhile
+		return no, unknown, nil // the kernel allows no loops; a name seen twice is of a chain that changed meanwhile
 	}
 	rules, err := w.rules(name)
 	if err != nil {
-		return no, err
+		return no, unknown, err
 	}
 	path = append(slices.Clone(path), name)
-	if name == w.own {
-		w.behind = true
+	left := false // the flow may have gone back to the caller
+	stop := func() answer {
+		if left {
+			return maybe
+		}
+		return yes
 	}
 	for _, r := range rules {
 		if w.steps++; w.steps > maxSteps {
-			return ended, fmt.Errorf("chain %s: too many rules to follow", name)
+			return ended, unknown, fmt.Errorf("chain %s: too many rules to follow", name)
 		}
 		if r.match == no {
 			continue
 		}
+		if r.verdict == jump && r.target == w.own {
+			w.behind = true // what our own rules decide the caller knows
+			continue
+		}
 		certain := r.match == yes && !uncertain
 		open := slices.Concat(unknown, r.unknown)
+		perhaps := func() { uncertain, unknown = true, open }
 		switch r.verdict {
-		case translate:
-			if slices.Contains(path, w.own) {
-				// Our own decision, which the caller knows.
+		case translate, bind, finish:
+			if r.verdict == translate {
+				w.found = append(w.found, Rewrite{r.where, r.text, r.effect, certain, dedupe(open), w.priority, !w.behind})
+			}
+			if r.verdict != finish {
 				w.bound = w.bound || certain
-				if certain {
-					return yes, nil
-				}
-				continue
+				w.mayBeBound, w.open = true, slices.Concat(w.open, open)
 			}
-			w.found = append(w.found, Rewrite{r.where, r.text, r.effect, certain, dedupe(open), w.priority, !w.behind})
-			if certain {
-				w.bound = true
-				return yes, nil
-			}
-			w.mayBeBound, uncertain, ended = true, true, maybe
-		case finish:
 			if r.match == yes {
-				return yes, nil
+				return stop(), open, nil
 			}
-			uncertain, ended, unknown = true, maybe, open
+			ended = maybe
+			perhaps()
 		case leave:
 			if r.match == yes {
-				return ended, nil
+				return ended, unknown, nil
 			}
-			uncertain, unknown = true, open
+			left = true
+			perhaps()
 		case jump, gotoChain:
-			sub, err := w.chain(r.target, !certain, open, path)
+			sub, subOpen, err := w.chain(r.target, !certain, open, path)
 			if err != nil {
-				return ended, err
+				return ended, unknown, err
 			}
 			if sub == yes && r.match == yes {
-				return yes, nil
+				return stop(), subOpen, nil
 			}
 			if sub != no {
-				uncertain, ended = true, maybe
+				ended, open = maybe, subOpen
+				perhaps()
 			}
 			if r.verdict == gotoChain {
 				if r.match == yes {
-					return ended, nil
+					return ended, unknown, nil
 				}
-				uncertain, unknown = true, open
+				left = true
+				perhaps()
 			}
 		}
 	}
-	return ended, nil
+	return ended, unknown, nil
 }
 
 func dedupe(list []string) []string {
@@ -221,7 +229,9 @@ func dedupe(list []string) []string {
 	return slices.Compact(list)
 }
 
-func (n *Node) localAddresses() (map[netip.Addr]bool, error) {
+// addressTypes are the RTN_ numbers of the addresses that are special on this
+// node, as the kernel's own routing table has them.
+func (n *Node) addressTypes() (map[netip.Addr]uint32, error) {
 	var handle *netlink.Handle
 	err := n.ns.Do(func() (err error) {
 		handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -231,23 +241,29 @@ func (n *Node) localAddresses() (map[netip.Addr]bool, error) {
 		return nil, fmt.Errorf("opening route netlink: %w", err)
 	}
 	defer handle.Close()
-	list, err := handle.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := handle.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("listing the node's addresses: %w", err)
 	}
-	local := map[netip.Addr]bool{}
-	for _, a := range list {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok {
-			local[addr.Unmap()] = true
+	local := map[netip.Addr]uint32{}
+	for _, r := range list {
+		if r.Dst == nil {
+			continue
+		}
+		ones, bits := r.Dst.Mask.Size()
+		if addr, ok := netip.AddrFromSlice(r.Dst.IP); ok && ones == bits {
+			local[addr.Unmap()] = uint32(r.Type)
 		}
 	}
 	return local, nil
 }
 
 // addressType is the kernel's RTN_ number of an address.
-func addressType(a netip.Addr, local map[netip.Addr]bool) uint32 {
+func addressType(a netip.Addr, special map[netip.Addr]uint32) uint32 {
 	switch {
-	case local[a] || a.IsLoopback():
+	case special[a] != 0:
+		return special[a]
+	case a.IsLoopback():
 		return unix.RTN_LOCAL
 	case a.IsMulticast():
 		return unix.RTN_MULTICAST

@@ -99,8 +99,10 @@ func detect(ctx context.Context, ns *netns.NS, programs map[xtables.Flavour]*xta
 	if programs[xtables.NFT] != nil && inNFT(ns, func(name string) bool { return name == chain }) {
 		return xtables.NFT, "the chain " + chain + " is there already", nil
 	}
-	if programs[xtables.Legacy] != nil && xtables.LegacyInUse(ns, masq.IPv4) {
-		return xtables.Legacy, "the kernel has a legacy nat table in use", nil
+	if programs[xtables.Legacy] != nil {
+		if inUse, _ := xtables.LegacyInUse(ns, masq.IPv4); inUse {
+			return xtables.Legacy, "the kernel has a legacy nat table in use", nil
+		}
 	}
 	if f, ok := xtables.Default(ctx); ok && programs[f] != nil {
 		return f, "the program called iptables is of it", nil
@@ -110,11 +112,14 @@ func detect(ctx context.Context, ns *netns.NS, programs map[xtables.Flavour]*xta
 
 // inNFT reports whether iptables-nft keeps a chain of such a name.
 func inNFT(ns *netns.NS, wanted func(name string) bool) bool {
-	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
-	if err != nil {
-		return false
-	}
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	var chains []*nftables.Chain
+	err := ns.Do(func() error {
+		conn, err := nftables.New()
+		if err == nil {
+			chains, err = conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+		}
+		return err
+	})
 	return err == nil && slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return wanted(c.Name) })
 }
 

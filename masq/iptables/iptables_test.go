@@ -196,7 +196,7 @@ func TestLookingDoesNotLoadLegacyTables(t *testing.T) {
 	if _, err := b.Remove(t.Context(), false); err != nil {
 		t.Error(err)
 	}
-	if xtables.LegacyInUse(ns, masq.IPv4) {
+	if inUse, _ := xtables.LegacyInUse(ns, masq.IPv4); inUse {
 		t.Error("asking loaded the legacy nat table, which hooks connection tracking")
 	}
 }
