@@ -57,7 +57,7 @@ func openBackend(ctx context.Context, f *flags, listeners *nfnotify.Listeners, l
 		}
 		refused = err
 	}
-	b, err := iptables.New(ctx, iptables.Options{Chain: f.chain, Log: log})
+	b, err := iptables.New(ctx, iptables.Options{Chain: f.chain, Log: log, Listeners: listeners})
 	if err != nil {
 		return chosenBackend{}, errors.Join(refused, err)
 	}

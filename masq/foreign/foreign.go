@@ -294,23 +294,6 @@ func (n *Node) Watch(ctx context.Context, touched func()) error {
 // addsToNAT recognises new chains of the agents' names and new rules in them or
 // in POSTROUTING.
 func (n *Node) addsToNAT(m netlink.Message) bool {
-	newRule := m.Header.Type == netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE)
-	newChain := m.Header.Type == netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN)
-	if !newRule && !newChain || len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_IPV4 && m.Data[0] != unix.NFPROTO_IPV6 {
-		return false
-	}
-	ad, err := netlink.NewAttributeDecoder(m.Data[4:])
-	if err != nil {
-		return false
-	}
-	table, chain := "", ""
-	for ad.Next() {
-		switch {
-		case ad.Type() == unix.NFTA_RULE_TABLE: // NFTA_CHAIN_TABLE is the same number
-			table = ad.String()
-		case newRule && ad.Type() == unix.NFTA_RULE_CHAIN, newChain && ad.Type() == unix.NFTA_CHAIN_NAME:
-			chain = ad.String()
-		}
-	}
-	return table == "nat" && (chain == "POSTROUTING" || slices.Contains(n.chains, chain))
+	c, ok := nfnotify.ChangeOf(m)
+	return ok && c.New && c.InNAT() && (c.Chain == "POSTROUTING" || slices.Contains(n.chains, c.Chain))
 }

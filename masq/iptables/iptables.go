@@ -19,8 +19,10 @@ import (
 	"sync"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 
 	"sordino/internal/netns"
+	"sordino/internal/nfnotify"
 	"sordino/internal/xtables"
 	"sordino/masq"
 )
@@ -31,16 +33,19 @@ type Options struct {
 	Flavour xtables.Flavour
 	Chain   string
 	Log     *slog.Logger
+	// Listeners are those of the process in this namespace.
+	Listeners *nfnotify.Listeners
 }
 
 // Backend is one network namespace's chain. Its methods may be called from any
 // goroutine.
 type Backend struct {
-	ns       *netns.NS
-	programs *xtables.Programs
-	chain    string
-	log      *slog.Logger
-	Reason   string // why this flavour
+	ns        *netns.NS
+	programs  *xtables.Programs
+	chain     string
+	log       *slog.Logger
+	listeners *nfnotify.Listeners
+	Reason    string // why this flavour
 
 	mu         sync.Mutex
 	hash       string // of the last applied rule set
@@ -51,6 +56,9 @@ type Backend struct {
 func New(ctx context.Context, o Options) (*Backend, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Listeners == nil {
+		o.Listeners = &nfnotify.Listeners{}
 	}
 	ns, err := netns.Current()
 	if err != nil {
@@ -66,7 +74,7 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
-	return &Backend{ns: ns, programs: programs[o.Flavour], chain: o.Chain, log: o.Log, Reason: reason}, nil
+	return &Backend{ns: ns, programs: programs[o.Flavour], chain: o.Chain, log: o.Log, listeners: o.Listeners, Reason: reason}, nil
 }
 
 // Flavours lists those whose programs are on this node.
@@ -343,9 +351,22 @@ func (b *Backend) Held(ctx context.Context) (masq.Held, error) {
 	return held, nil
 }
 
-// Watch only waits: neither flavour's programs announce what they change in a
-// way that tells ours from others'. The resync timer finds drift.
-func (b *Backend) Watch(ctx context.Context, _ func()) error {
-	<-ctx.Done()
-	return nil
+// Watch calls touched when our chain, POSTROUTING or the nat table changes, and
+// once when it begins to listen, until the context ends. The changes of our
+// own programs are among them: one look that finds nothing follows each write.
+// Legacy iptables announces nothing, so there the resync timer finds drift.
+func (b *Backend) Watch(ctx context.Context, touched func()) error {
+	if b.programs.Flavour == xtables.Legacy {
+		<-ctx.Done()
+		return nil
+	}
+	heard := func(messages []netlink.Message) {
+		if slices.ContainsFunc(messages, func(m netlink.Message) bool {
+			c, ok := nfnotify.ChangeOf(m)
+			return ok && c.InNAT() && (c.Chain == "" && !c.New || c.Chain == "POSTROUTING" || c.Chain == b.chain)
+		}) {
+			touched()
+		}
+	}
+	return b.listeners.Listen(ctx, b.ns, heard, touched, touched)
 }
