@@ -383,3 +383,73 @@ func stream(t *testing.T, n *testnet.Net) (stop func()) {
 		conn.Close()
 	}
 }
+
+// TestMulticastAndBroadcastStay sends from an address in a Pod range what no
+// answer comes back to; upstream's rules translate it, ours do not.
+func TestMulticastAndBroadcastStay(t *testing.T) {
+	for name, openBackend := range backends {
+		for _, upstream := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/upstream=%t", name, upstream), func(t *testing.T) {
+				n := network(t)
+				// The node holds an address in the Pod range, as with a bridge.
+				const source = "192.168.1.1"
+				netnstest.Run(t, n.Node, "", netnstest.Program(t, "ip"), "addr", "add", source+"/32", "dev", "eth0")
+				netnstest.Run(t, n.Node, "", "ip", "route", "add", "239.1.1.1", "dev", "eth0")
+				b := openBackend(t, n.Node)
+				rs := rules(t, n, func(c *masq.Config, o *masq.Options) {
+					c.NonMasquerade, c.NonMasqueradeGiven, o.UpstreamCompat = nil, true, upstream
+					o.Cluster.Node = nil // or the broadcast address would be exempt
+				})
+				if _, err := b.Apply(t.Context(), rs, 1); err != nil {
+					t.Fatal(err)
+				}
+				for dst, translated := range map[string]bool{"239.1.1.1": upstream, "10.0.0.255": upstream, "255.255.255.255": upstream, "203.0.113.10": true} {
+					want := source
+					if translated {
+						want = testnet.Node4.String()
+					}
+					if got := seenOf(t, n, source, dst); got != want {
+						t.Errorf("to %s: seen as %s, want %s", dst, got, want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// seenOf sends from the node, and listens at the service's interface to
+// whatever it is that is sent to.
+func seenOf(t *testing.T, n *testnet.Net, source, dst string) string {
+	t.Helper()
+	const port = 4242
+	var server, client *net.UDPConn
+	netnstest.Do(t, n.Service, func() (err error) {
+		if ip := net.ParseIP(dst); ip.IsMulticast() {
+			eth0, ifErr := net.InterfaceByName("eth0")
+			if ifErr != nil {
+				return ifErr
+			}
+			server, err = net.ListenMulticastUDP("udp4", eth0, &net.UDPAddr{IP: ip, Port: port})
+			return err
+		}
+		server, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port})
+		return err
+	})
+	defer server.Close()
+	netnstest.Do(t, n.Node, func() (err error) {
+		client, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(source)})
+		return err
+	})
+	defer client.Close()
+	if err := server.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.WriteTo([]byte("x"), &net.UDPAddr{IP: net.ParseIP(dst), Port: port}); err != nil {
+		t.Fatalf("to %s: %v", dst, err)
+	}
+	_, from, err := server.ReadFromUDP(make([]byte, 8))
+	if err != nil {
+		t.Fatalf("to %s: %v", dst, err)
+	}
+	return from.IP.String()
+}
