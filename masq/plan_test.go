@@ -335,3 +335,64 @@ func TestIntervalPrefixesAreExactAndFew(t *testing.T) {
 func addr4(n uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
 }
+
+// parsePrefixes takes what is a prefix of a list as a configuration would.
+func parsePrefixes(list string) (out []Range) {
+	for text := range strings.SplitSeq(list, ",") {
+		if p, err := netip.ParsePrefix(text); err == nil && p == p.Masked() && !p.Addr().Is4In6() {
+			out = append(out, Range{Prefix: p, Origin: Origin{Source: "fuzz", Line: 1, Column: 1}})
+		}
+	}
+	return out
+}
+
+// FuzzPlan holds the intervals of a plan to looking at every entry, at the
+// address and at both edges of the interval that holds it, or of the gap.
+func FuzzPlan(f *testing.F) {
+	for _, s := range [][4]string{
+		{"10.0.0.0/8,10.1.2.0/24", "10.1.0.0/16", "192.168.0.0/16", "10.1.2.3"},
+		{"0.0.0.0/0", "", "", "255.255.255.255"},
+		{"", "0.0.0.0/0,255.255.255.255/32", "10.0.0.0/8", "0.0.0.0"},
+		{"128.0.0.0/1,0.0.0.0/1", "128.0.0.0/1", "", "127.255.255.255"},
+		{"::/0", "8000::/1,::/128", "fd00::/8", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"},
+		{"", "fe80::/64", "", "fe80::1"},
+		{"169.254.0.0/16", "169.254.169.254/32", "", "169.254.169.254"},
+	} {
+		f.Add(s[0], s[1], s[2], s[3], true, false)
+		f.Add(s[0], s[1], s[2], s[3], false, true)
+	}
+	f.Fuzz(func(t *testing.T, exempt, masquerade, cluster, destination string, given, upstream bool) {
+		a, err := netip.ParseAddr(destination)
+		if err != nil || a.Is4In6() || a.Zone() != "" {
+			return
+		}
+		c := DefaultConfig(false)
+		if given {
+			c.NonMasquerade, c.NonMasqueradeGiven = parsePrefixes(exempt), true
+		}
+		c.Masquerade = parsePrefixes(masquerade)
+		o := Options{IPv6: true, UpstreamCompat: upstream, Cluster: ClusterRanges{Pod: parsePrefixes(cluster)}}
+		rs, _, err := Plan(c, o, Facts{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fr, _ := rs.Of(FamilyOf(a))
+		check := func(a netip.Addr) {
+			t.Helper()
+			if _, got := find(fr.Exempt, a); got != exemptOracle(c, o, a) {
+				t.Errorf("%s: exempt is %t, the oracle says %t; rules:\n%s", a, got, !got, rs.Canonical())
+			}
+		}
+		check(a)
+		for i, iv := range fr.Exempt {
+			if i > 0 && !fr.Exempt[i-1].Last.Next().Less(iv.First) {
+				t.Errorf("%s and %s are not apart", fr.Exempt[i-1], iv)
+			}
+			for _, edge := range []netip.Addr{iv.First, iv.Last, iv.First.Prev(), iv.Last.Next()} {
+				if edge.IsValid() {
+					check(edge)
+				}
+			}
+		}
+	})
+}
