@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"sordino/masq"
 	"sordino/masq/foreign"
 	"sordino/masq/iptables"
 	"sordino/masq/nftables"
@@ -19,6 +20,9 @@ func cleanup(ctx context.Context, inv *invocation) (err error) {
 	warning, err := unhookWarning(ctx, inv)
 	if err != nil {
 		return err
+	}
+	if s, err := askAgent(ctx, f.httpAddress); err == nil && s.Ready {
+		warning = join(warning, fmt.Sprintf("an agent runs here and answers at %s: it puts its rules back at once; stop it first", f.httpAddress))
 	}
 	if warning != "" {
 		inv.log.Warn(warning)
@@ -66,6 +70,13 @@ func cleanup(ctx context.Context, inv *invocation) (err error) {
 	}), errors.Join(errs...))
 }
 
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
 // unhookWarning tells when removing our table would take connection tracking
 // off this node's packets while translated flows are alive: their next packet
 // would then leave with the Pod's address.
@@ -84,13 +95,23 @@ func unhookWarning(ctx context.Context, inv *invocation) (warning string, err er
 		return "", err
 	}
 	defer closing(&err, node)
-	users, err := node.ConntrackUsers(ctx)
-	if err != nil || len(users) > 0 {
-		return "", err
+	flows := 0
+	for _, family := range []masq.Family{masq.IPv4, masq.IPv6} {
+		users, err := node.ConntrackUsers(ctx, family)
+		if err != nil {
+			return "", err
+		}
+		if len(users) > 0 {
+			continue
+		}
+		n, err := node.TranslatedFlows(ctx, family)
+		if err != nil {
+			return "", err
+		}
+		flows += n
 	}
-	flows, err := node.TranslatedFlows(ctx)
-	if err != nil || flows == 0 {
-		return "", err
+	if flows == 0 {
+		return "", nil
 	}
 	return fmt.Sprintf("nothing else on this node uses connection tracking, and %d translated connections are alive: removing our table breaks them", flows), nil
 }

@@ -308,6 +308,9 @@ func TestCleanupWarnsOfLiveConnections(t *testing.T) {
 	if r := decoded[report](t, call(t, n.Node, "", "cleanup", "--dry-run", "--output=json")); r.Warning != warning {
 		t.Errorf("%+v", r)
 	}
+	// What is of IPv6 alone does not keep IPv4's connections tracked.
+	nft(t, n.Node, "table ip6 nat { chain POSTROUTING { type nat hook postrouting priority 100; }; }")
+	call(t, n.Node, "", "cleanup", "--dry-run").expect(t, 0, nil, []string{warning})
 	nft(t, n.Node, "table inet firewall { chain f { type filter hook forward priority 0; ct state invalid drop; }; }")
 	r = call(t, n.Node, "", "cleanup")
 	r.expect(t, 0, []string{"removed"}, nil)

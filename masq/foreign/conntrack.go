@@ -13,15 +13,14 @@ import (
 )
 
 // ConntrackUsers names what, besides our table, keeps connection tracking
-// hooked into this node's packets: NAT chains, and rules that look at it.
-func (n *Node) ConntrackUsers(ctx context.Context) ([]string, error) {
+// hooked into this node's packets of a family: NAT chains, and rules that look
+// at it.
+func (n *Node) ConntrackUsers(ctx context.Context, family masq.Family) ([]string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var users []string
-	for _, family := range []masq.Family{masq.IPv4, masq.IPv6} {
-		if n.legacyInUse(family) {
-			users = append(users, fmt.Sprintf("legacy iptables nat table (%s)", family))
-		}
+	if n.legacyInUse(family) {
+		users = append(users, fmt.Sprintf("legacy iptables nat table (%s)", family))
 	}
 	chains, err := n.conn.ListChains()
 	if err != nil {
@@ -33,6 +32,11 @@ func (n *Node) ConntrackUsers(ctx context.Context) ([]string, error) {
 		}
 		where := fmt.Sprintf("table %s %s chain %s", familyName(c.Table.Family), c.Table.Name, c.Name)
 		if c.Table.Name == n.ownTable && c.Table.Family == nftables.TableFamilyINet {
+			continue
+		}
+		switch c.Table.Family {
+		case nftFamily(family), nftables.TableFamilyINet, nftables.TableFamilyBridge: // the latter two hook both
+		default:
 			continue
 		}
 		if c.Type == nftables.ChainTypeNAT {
@@ -66,8 +70,9 @@ func usesConntrack(rules []*nftables.Rule) bool {
 	return false
 }
 
-// TranslatedFlows counts the live connections whose source was translated.
-func (n *Node) TranslatedFlows(context.Context) (count int, err error) {
+// TranslatedFlows counts the live connections of a family whose source was
+// translated.
+func (n *Node) TranslatedFlows(_ context.Context, family masq.Family) (count int, err error) {
 	var conn *conntrack.Conn
 	err = n.ns.Do(func() (err error) {
 		conn, err = conntrack.Dial(nil)
@@ -82,7 +87,7 @@ func (n *Node) TranslatedFlows(context.Context) (count int, err error) {
 		return 0, fmt.Errorf("reading the tracked connections: %w", err)
 	}
 	for _, f := range flows {
-		if f.TupleReply.IP.DestinationAddress != f.TupleOrig.IP.SourceAddress {
+		if masq.FamilyOf(f.TupleOrig.IP.SourceAddress) == family && f.TupleReply.IP.DestinationAddress != f.TupleOrig.IP.SourceAddress {
 			count++
 		}
 	}

@@ -667,7 +667,13 @@ func TestPages(t *testing.T) {
 	if code, out := n.command("plan"); code != 0 || !strings.Contains(out, "no changes") {
 		t.Errorf("exit %d\n%s", code, out)
 	}
+	if code, out := n.command("cleanup", "--dry-run"); code != 0 || !strings.Contains(out, "an agent runs here and answers at 127.0.0.1:9927") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
 	n.proc.Kill()
+	if code, out := n.command("cleanup", "--dry-run"); code != 0 || strings.Contains(out, "an agent runs") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
 	if code, out := n.command("status"); code != 1 || !strings.Contains(out, "does not answer") || !strings.Contains(out, "holds generation 1") {
 		t.Errorf("exit %d\n%s", code, out)
 	}
