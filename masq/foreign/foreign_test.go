@@ -186,20 +186,17 @@ func TestWatchHearsOfPredecessorsAlone(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- n.Watch(ctx, func() { touched <- struct{}{} }) }()
 	<-touched // it listens
-	netnstest.Run(t, ns, "", "iptables-nft", "-t", "nat", "-A", "DOCKER", "-j", "RETURN")
+	for range 20 {
+		netnstest.Run(t, ns, "", "iptables-nft", "-t", "nat", "-A", "DOCKER", "-j", "RETURN")
+	}
 	nft(t, ns, "table inet other { chain post { type nat hook postrouting priority 0; masquerade; }; }")
 	restore(t, ns, xtables.NFT, masq.IPv4, predecessors["upstream"].rules)
 	<-touched
-	if len(touched) > 20 {
-		t.Errorf("woken %d times more", len(touched))
+	if more := len(touched); more > 10 { // one for the chain, and one for each of its rules
+		t.Errorf("others' rules woke it: %d times more", more)
 	}
-	// Our own removal is no news.
-	for {
-		gone, _, err := n.RemoveLeftovers(t.Context(), nil)
-		if err != nil || len(gone) != 1 {
-			t.Fatalf("%v, %v", gone, err)
-		}
-		break
+	if gone, _, err := n.RemoveLeftovers(t.Context(), nil); err != nil || len(gone) != 1 {
+		t.Fatalf("%v, %v", gone, err)
 	}
 	cancel()
 	if err := <-done; err != nil {

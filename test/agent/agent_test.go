@@ -6,6 +6,7 @@ package agent
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -44,21 +45,12 @@ func TestMain(m *testing.M) {
 		build := exec.Command("go", "build", "-o", binary, "sordino/cmd/ip-masq-agent")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stderr = os.Stderr
-		if err := errorsJoin(build.Run(), os.Chmod(dir, 0o755)); err != nil {
+		if err := errors.Join(build.Run(), os.Chmod(dir, 0o755)); err != nil {
 			fmt.Fprintln(os.Stderr, "building the agent:", err)
 			return 1
 		}
 		return m.Run()
 	}())
-}
-
-func errorsJoin(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // node is a node with its agent.
@@ -572,7 +564,7 @@ func TestCapNetAdminAlone(t *testing.T) {
 	}
 	state := filepath.Join(home, "state")
 	config := filepath.Join(home, "config")
-	if err := errorsJoin(os.Chmod(home, 0o755), os.Mkdir(state, 0o700), os.Chown(state, uid, uid), os.WriteFile(config, []byte("nonMasqueradeCIDRs: [198.51.100.0/24]"), 0o644)); err != nil {
+	if err := errors.Join(os.Chmod(home, 0o755), os.Mkdir(state, 0o700), os.Chown(state, uid, uid), os.WriteFile(config, []byte("nonMasqueradeCIDRs: [198.51.100.0/24]"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	n.flags = append(n.flags, "--state-dir="+state, "--config="+config)
