@@ -72,6 +72,19 @@ type UpdateRequest struct {
 	CallOptions
 }
 
+// AgentConfigRequest asks for another configuration of an environment's
+// agents.
+type AgentConfigRequest struct {
+	Name Name
+	// Text is what the ConfigMap ip-masq-agent would hold under the key
+	// "config"; empty is the default configuration.
+	Text string
+	// Generation, when not 0, is the AgentConfig.Generation that the change was
+	// made from: another one meanwhile is a conflict.
+	Generation int64
+	CallOptions
+}
+
 // Page asks for a part of a list (AIP-158).
 type Page struct {
 	// Size is the most to return: 0 is the default, more than the maximum is
