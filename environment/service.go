@@ -28,9 +28,10 @@ type Options struct {
 
 // Networks are the declared networks.
 type Networks interface {
-	// Network returns a network by its full resource name, or an error that says
-	// which there are.
-	Network(name string) (address.Network, error)
+	// Network returns a network by its full resource name for an environment of
+	// a project: its own or, with Shared VPC, a host project's. An *Error says
+	// why there is none, and which there are.
+	Network(project, name string) (address.Network, error)
 	// Locations are those that an environment can be created in.
 	Locations() []string
 }

@@ -328,3 +328,13 @@ func alias(composer, airflow Number) bool {
 	}
 	return composer.Patch < 0 || airflow.Patch < 0
 }
+
+// Parse reads an id without asking whether it is in the list. Its Python
+// versions are not known: both majors.
+func Parse(id string) (Version, bool) {
+	composer, airflow, ok := parse(id)
+	if !ok || alias(composer, airflow) {
+		return Version{}, false
+	}
+	return Version{ID: id, Composer: composer, Airflow: airflow, Python: []string{"2", "3"}}, true
+}
