@@ -1,0 +1,317 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"sordino/environment"
+	"sordino/environment/address"
+)
+
+// tx implements [environment.Tx].
+type tx struct {
+	ctx       context.Context
+	conn      *conn // nil once the transaction has ended
+	path      string
+	write     bool
+	committed bool
+}
+
+// ready tells before every statement whether there is a transaction to run it in.
+func (t *tx) ready(write bool) error {
+	switch {
+	case t.conn == nil:
+		return errors.New("the transaction has ended")
+	case write && !t.write:
+		return errors.New("a View writes nothing: use Update")
+	case t.ctx.Err() != nil:
+		return context.Cause(t.ctx)
+	}
+	return nil
+}
+
+func (t *tx) exec(query string, arguments ...any) error {
+	if err := t.ready(true); err != nil {
+		return err
+	}
+	return explain(t.path, t.conn.exec(query, arguments...))
+}
+
+func (t *tx) query(query string, arguments []any, each func(*sql.Rows) error) error {
+	if err := t.ready(false); err != nil {
+		return err
+	}
+	return explain(t.path, t.conn.query(query, arguments, func(rows *sql.Rows) error {
+		if t.ctx.Err() != nil {
+			return context.Cause(t.ctx)
+		}
+		return each(rows)
+	}))
+}
+
+// selection is the WHERE and what follows it.
+type selection struct {
+	conditions []string
+	arguments  []any
+}
+
+func (s *selection) and(condition string, arguments ...any) {
+	s.conditions = append(s.conditions, condition)
+	s.arguments = append(s.arguments, arguments...)
+}
+
+func (s *selection) query(columns, order string, limit int) (string, []any) {
+	if len(s.conditions) > 0 {
+		columns += " WHERE " + strings.Join(s.conditions, " AND ")
+	}
+	if columns += " ORDER BY " + order; limit > 0 {
+		return columns + " LIMIT ?", append(s.arguments, limit)
+	}
+	return columns, s.arguments
+}
+
+const environmentColumns = "SELECT project, location, id, uuid, state, created, updated, generation, revision, config, document FROM environments"
+
+func (t *tx) Environment(name environment.Name) (*environment.Environment, error) {
+	list, err := t.environments(environmentColumns+" WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
+	if err == nil && len(list) == 0 {
+		err = environment.ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+func (t *tx) Environments(q environment.EnvironmentQuery) ([]*environment.Environment, error) {
+	var s selection
+	if q.Project != "" {
+		s.and("project = ?", q.Project)
+	}
+	if q.Location != "" {
+		s.and("location = ?", q.Location)
+	}
+	if q.After != (environment.Name{}) {
+		s.and("(project, location, id) > (?, ?, ?)", q.After.Project, q.After.Location.ID, q.After.ID)
+	}
+	if q.Unsettled {
+		s.and("state IN (1, 3, 4)") // the index's own condition
+	}
+	query, arguments := s.query(environmentColumns, "project, location, id", q.Limit)
+	return t.environments(query, arguments...)
+}
+
+func (t *tx) environments(query string, arguments ...any) (list []*environment.Environment, err error) {
+	err = t.query(query, arguments, func(rows *sql.Rows) error {
+		var r environmentRecord
+		var config any // an empty message is an empty blob, and not NULL
+		var document sql.RawBytes
+		if err := rows.Scan(&r.Name.Project, &r.Name.Location.ID, &r.Name.ID, &r.UUID, &r.State, &r.Created, &r.Updated, &r.Generation, &r.Revision, &config, &document); err != nil {
+			return err
+		}
+		if err := json.Unmarshal(document, &r.environmentDocument); err != nil {
+			return fmt.Errorf("the stored environment %s: %w", r.Name, err)
+		}
+		if data, present := config.([]byte); present {
+			r.Spec.Config = append(message{}, data...)
+		}
+		e, err := r.decode()
+		if err != nil {
+			return fmt.Errorf("the stored environment %s: %w", r.Name, err)
+		}
+		list = append(list, e)
+		return nil
+	})
+	return list, err
+}
+
+func (t *tx) PutEnvironment(e *environment.Environment) error {
+	r, err := encodeEnvironment(e)
+	if err != nil {
+		return fmt.Errorf("storing %s: %w", e.Name, err)
+	}
+	config := []byte(r.Spec.Config)
+	r.Spec.Config = nil
+	document, err := json.Marshal(r.environmentDocument)
+	if err != nil {
+		return fmt.Errorf("storing %s: %w", e.Name, err)
+	}
+	if err := t.ready(true); err != nil {
+		return err
+	}
+	// The key comes back from either; no row is a conflict.
+	var key int64
+	each := func(rows *sql.Rows) error { return rows.Scan(&key) }
+	if e.Revision == 0 {
+		err = t.query(`INSERT INTO environments (project, location, id, uuid, state, created, updated, generation, revision, config, document)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT DO NOTHING RETURNING key`,
+			[]any{e.Name.Project, e.Name.Location.ID, e.Name.ID, e.UUID, r.State, r.Created, r.Updated, r.Generation, config, string(document)}, each)
+	} else {
+		// The UUID tells it from one that was created again under its name.
+		err = t.query(`UPDATE environments SET state = ?, created = ?, updated = ?, generation = ?, revision = revision + 1, config = ?, document = ?
+			WHERE project = ? AND location = ? AND id = ? AND uuid = ? AND revision = ? RETURNING key`,
+			[]any{r.State, r.Created, r.Updated, r.Generation, config, string(document),
+				e.Name.Project, e.Name.Location.ID, e.Name.ID, e.UUID, e.Revision}, each)
+	}
+	if err != nil {
+		return err
+	}
+	if key == 0 {
+		return fmt.Errorf("%s: %w", e.Name, environment.ErrConflict)
+	}
+	if err := t.reserve(key, e.Plan); err != nil {
+		return err
+	}
+	e.Revision++
+	return nil
+}
+
+// reserve replaces what an environment reserves.
+func (t *tx) reserve(key int64, plan address.Plan) error {
+	if err := t.exec("DELETE FROM reservations WHERE environment = ?", key); err != nil {
+		return err
+	}
+	const insert = "INSERT INTO reservations (environment, network, prefix, kind, shared) VALUES (?, ?, ?, ?, ?)"
+	for _, r := range plan.Ranges {
+		// All environments on a subnetwork have their nodes in its primary range.
+		if err := t.exec(insert, key, plan.Network, r.Prefix.String(), string(r.Kind), r.Kind == address.Nodes); err != nil {
+			return err
+		}
+	}
+	for _, a := range plan.NodeAddresses {
+		if err := t.exec(insert, key, plan.Network, netip.PrefixFrom(a, a.BitLen()).String(), string(address.Nodes), false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) DeleteEnvironment(name environment.Name) error {
+	return t.exec("DELETE FROM environments WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
+}
+
+func (t *tx) Reservations(network string) (list []address.Reservation, err error) {
+	err = t.query(`SELECT e.project, e.location, e.id, r.prefix, r.kind, r.shared
+		FROM reservations r JOIN environments e ON e.key = r.environment WHERE r.network = ? ORDER BY r.rowid`, []any{network}, func(rows *sql.Rows) error {
+		var owner environment.Name
+		var prefix, kind string
+		var r address.Reservation
+		if err := rows.Scan(&owner.Project, &owner.Location.ID, &owner.ID, &prefix, &kind, &r.Shared); err != nil {
+			return err
+		}
+		var err error
+		if r.Prefix, err = netip.ParsePrefix(prefix); err != nil {
+			return fmt.Errorf("a stored reservation of %s: %w", owner, err)
+		}
+		r.Kind, r.Owner = address.Kind(kind), owner.String()
+		list = append(list, r)
+		return nil
+	})
+	return list, err
+}
+
+const operationColumns = "SELECT project, location, id, target_uuid, created, ended, document FROM operations"
+
+func (t *tx) Operation(name environment.OperationName) (*environment.Operation, error) {
+	list, err := t.operations(operationColumns+" WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
+	if err == nil && len(list) == 0 {
+		err = environment.ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+func (t *tx) Operations(q environment.OperationQuery) ([]*environment.Operation, error) {
+	var s selection
+	if q.Project != "" {
+		s.and("project = ?", q.Project)
+	}
+	if q.Location != "" {
+		s.and("location = ?", q.Location)
+	}
+	if q.Before != nil {
+		s.and("(created, id) < (?, ?)", nanoseconds(q.Before.Created), q.Before.Name.ID)
+	}
+	if q.Unfinished {
+		s.and("done = 0")
+	}
+	if !q.EndedBefore.IsZero() {
+		s.and("done = 1 AND ended < ?", nanoseconds(q.EndedBefore))
+	}
+	query, arguments := s.query(operationColumns, "created DESC, id DESC", q.Limit)
+	return t.operations(query, arguments...)
+}
+
+func (t *tx) RunningOperation(environmentUUID string) (*environment.Operation, error) {
+	list, err := t.operations(operationColumns+" WHERE target_uuid = ? AND done = 0", environmentUUID)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+func (t *tx) operations(query string, arguments ...any) (list []*environment.Operation, err error) {
+	err = t.query(query, arguments, func(rows *sql.Rows) error {
+		var o environment.Operation
+		var created, ended int64
+		var document sql.RawBytes
+		if err := rows.Scan(&o.Name.Project, &o.Name.Location.ID, &o.Name.ID, &o.TargetUUID, &created, &ended, &document); err != nil {
+			return err
+		}
+		o.Created, o.Ended = moment(created), moment(ended)
+		if err := decodeOperation(&o, document); err != nil {
+			return err
+		}
+		list = append(list, &o)
+		return nil
+	})
+	return list, err
+}
+
+func (t *tx) PutOperation(o *environment.Operation) error {
+	document, err := encodeOperation(o)
+	if err != nil {
+		return fmt.Errorf("storing %s: %w", o.Name, err)
+	}
+	return t.exec(`INSERT INTO operations (project, location, id, target_uuid, created, ended, done, document) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (project, location, id) DO UPDATE SET
+			target_uuid = excluded.target_uuid, created = excluded.created, ended = excluded.ended, done = excluded.done, document = excluded.document`,
+		o.Name.Project, o.Name.Location.ID, o.Name.ID, o.TargetUUID, nanoseconds(o.Created), nanoseconds(o.Ended), o.Done(), document)
+}
+
+func (t *tx) DeleteOperation(name environment.OperationName) error {
+	return t.exec("DELETE FROM operations WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
+}
+
+func (t *tx) Request(project, id string) (environment.Request, error) {
+	var r environment.Request
+	found := false
+	err := t.query("SELECT fingerprint, created, operation_project, operation_location, operation_id FROM requests WHERE project = ? AND id = ?", []any{project, id}, func(rows *sql.Rows) error {
+		found = true
+		var created int64
+		if err := rows.Scan(&r.Fingerprint, &created, &r.Operation.Project, &r.Operation.Location.ID, &r.Operation.ID); err != nil {
+			return err
+		}
+		r.Created = moment(created)
+		return nil
+	})
+	if err == nil && !found {
+		err = environment.ErrNotFound
+	}
+	return r, err
+}
+
+func (t *tx) PutRequest(project, id string, r environment.Request) error {
+	return t.exec(`INSERT INTO requests (project, id, fingerprint, created, operation_project, operation_location, operation_id) VALUES (?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (project, id) DO UPDATE SET
+			fingerprint = excluded.fingerprint, created = excluded.created,
+			operation_project = excluded.operation_project, operation_location = excluded.operation_location, operation_id = excluded.operation_id`,
+		project, id, r.Fingerprint, nanoseconds(r.Created), r.Operation.Project, r.Operation.Location.ID, r.Operation.ID)
+}
