@@ -316,20 +316,20 @@ func TestReservations(t *testing.T) {
 		view(t, s, func(tx environment.Tx) error {
 			reservations, err := tx.Reservations(e.Plan.Network)
 			for _, r := range reservations {
-				list = append(list, fmt.Sprintf("%s %s %s shared=%t", r.Owner, r.Kind, r.Prefix, r.Shared))
+				list = append(list, fmt.Sprintf("%s %s %s", r.Owner, r.Kind, r.Prefix))
 			}
 			return err
 		})
 		return list
 	}
 	own := e.Name.String()
-	if diff := cmp.Diff([]string{own + " node 10.128.0.0/20 shared=true", own + " Pod 10.0.2.0/23 shared=false", own + " Service 172.16.0.0/27 shared=false",
-		own + " node 10.128.0.2/32 shared=false", own + " node 10.128.0.3/32 shared=false", own + " node 10.128.0.4/32 shared=false"}, reserved()); diff != "" {
+	if diff := cmp.Diff([]string{own + " node 10.128.0.0/20", own + " Pod 10.0.2.0/23", own + " Service 172.16.0.0/27",
+		own + " node 10.128.0.2/32", own + " node 10.128.0.3/32", own + " node 10.128.0.4/32"}, reserved()); diff != "" {
 		t.Errorf("reserved (-want +got):\n%s", diff)
 	}
 	e.Plan.Ranges, e.Plan.NodeAddresses = e.Plan.Ranges[1:2], nil
 	update(t, s, func(tx environment.Tx) error { return tx.PutEnvironment(e) })
-	if diff := cmp.Diff([]string{own + " Pod 10.0.2.0/23 shared=false"}, reserved()); diff != "" {
+	if diff := cmp.Diff([]string{own + " Pod 10.0.2.0/23"}, reserved()); diff != "" {
 		t.Errorf("after the change (-want +got):\n%s", diff)
 	}
 	update(t, s, func(tx environment.Tx) error { return tx.DeleteEnvironment(e.Name) })

@@ -201,7 +201,8 @@ func (t *tx) Reservations(network string) (list []address.Reservation, err error
 		var owner environment.Name
 		var prefix, kind string
 		var r address.Reservation
-		if err := rows.Scan(&owner.Project, &owner.Location.ID, &owner.ID, &prefix, &kind, &r.Shared); err != nil {
+		var shared bool
+		if err := rows.Scan(&owner.Project, &owner.Location.ID, &owner.ID, &prefix, &kind, &shared); err != nil {
 			return err
 		}
 		var err error
