@@ -1,0 +1,304 @@
+// Package agentconfig connects a user's configuration of the agent with the
+// cluster that it is for.
+//
+// It owns the check of a configuration ([Check]), the file that a node gets
+// ([Render]) and the ranges that are exempt whatever the user writes
+// ([Exemptions]). It reads configurations with the agent's own code.
+//
+// It refuses a text that the agent would refuse, with line, column and fix,
+// and one whose lists would have the cluster's own traffic masqueraded: with
+// intranode visibility even the traffic between two Pods of one node passes
+// the masquerade rules. The agent would exempt those ranges all the same, but
+// a list that says otherwise is a mistake that somebody should see.
+//
+// To debug it, look at what Render gives: it is the node's file, byte for byte.
+package agentconfig
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"sordino/environment"
+	"sordino/environment/address"
+	"sordino/masq"
+	"sordino/masq/configfile"
+)
+
+// field is where violations point to, in our own API.
+const field = "agent.config"
+
+// source is what complaints call the user's text.
+const source = "config"
+
+// settings are how the agents of an environment are run: as GKE does, with
+// --nomasq-all-reserved-ranges, and for IPv4.
+var settings = configfile.Settings{ReservedRanges: true}
+
+// Exemption is a range that the agents exempt of themselves.
+type Exemption struct {
+	Kind   address.Kind `json:"kind"`
+	Prefix netip.Prefix `json:"prefix"`
+}
+
+// Exemptions are the cluster's node, Pod and Service ranges, which are never
+// masqueraded to.
+func Exemptions(plan address.Plan) []Exemption {
+	var all []Exemption
+	for _, kind := range []address.Kind{address.Nodes, address.Pods, address.Services} {
+		for _, r := range plan.Ranges {
+			if r.Kind == kind {
+				all = append(all, Exemption{kind, r.Prefix})
+			}
+		}
+	}
+	return all
+}
+
+// cluster is a plan's ranges as the agent takes them.
+func cluster(plan address.Plan) masq.ClusterRanges {
+	var c masq.ClusterRanges
+	for _, e := range Exemptions(plan) {
+		r := masq.Range{Prefix: e.Prefix, Origin: masq.Origin{Source: "cluster"}}
+		switch e.Kind {
+		case address.Nodes:
+			c.Node = append(c.Node, r)
+		case address.Pods:
+			c.Pod = append(c.Pod, r)
+		case address.Services:
+			c.Service = append(c.Service, r)
+		}
+	}
+	return c
+}
+
+// Check validates a user's configuration for a cluster with the plan's ranges.
+// All violations are found at once.
+func Check(text string, plan address.Plan) ([]environment.Violation, error) {
+	result, err := configfile.FromSources([]configfile.Source{{Name: source, Text: []byte(text)}}, settings)
+	if err != nil {
+		problems := configfile.Problems(err)
+		if len(problems) == 0 {
+			return nil, err
+		}
+		var violations []environment.Violation
+		for _, p := range problems {
+			violations = append(violations, invalid(p))
+		}
+		return violations, nil
+	}
+	violations := clusterKeys(result.Config, plan)
+	missing, err := uncovered(result.Config, plan)
+	if err != nil {
+		return nil, err
+	}
+	if len(missing) > 0 {
+		violations = append(violations, uncoversCluster(result.Config, missing))
+	}
+	if len(violations) > 0 {
+		return violations, nil
+	}
+	if _, err := Render(text, plan); err != nil {
+		violations = append(violations, environment.Violation{Field: field, Reason: "AGENT_CONFIG_INVALID",
+			Description: fmt.Sprintf("The agent's configuration cannot be used: %s.", err)})
+	}
+	return violations, nil
+}
+
+func invalid(p *configfile.Problem) environment.Violation {
+	return environment.Violation{Field: field, Reason: "AGENT_CONFIG_INVALID",
+		Description: fmt.Sprintf("The agent's configuration is invalid at %s.", strings.TrimSuffix(p.Error(), ".")),
+		Metadata: map[string]string{"line": fmt.Sprint(p.Origin.Line), "column": fmt.Sprint(p.Origin.Column),
+			"text": p.Text, "problem": p.Reason}}
+}
+
+// clusterKeys refuses other ranges of the cluster than it has: the server says
+// what they are.
+func clusterKeys(c masq.Config, plan address.Plan) []environment.Violation {
+	own := cluster(plan)
+	var violations []environment.Violation
+	for _, k := range []struct {
+		key         string
+		given, have []masq.Range
+	}{{"nodeCIDRs", c.Cluster.Node, own.Node}, {"podCIDRs", c.Cluster.Pod, own.Pod}, {"serviceCIDRs", c.Cluster.Service, own.Service}} {
+		for _, r := range k.given {
+			if slices.ContainsFunc(k.have, func(h masq.Range) bool { return h.Prefix == r.Prefix }) {
+				continue
+			}
+			violations = append(violations, environment.Violation{Field: field, Reason: "AGENT_CONFIG_CLUSTER_RANGE",
+				Description: fmt.Sprintf("The agent's configuration gives %s %s at %s, and the environment's is %s. The server sets it: leave the key out.", k.key, r.Prefix, r.Origin, prefixes(k.have)),
+				Metadata:    map[string]string{"key": k.key, "range": r.Prefix.String(), "clusterRange": prefixes(k.have)}})
+		}
+	}
+	return violations
+}
+
+func prefixes(ranges []masq.Range) string {
+	var texts []string
+	for _, r := range ranges {
+		texts = append(texts, r.Prefix.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
+// uncovered are the cluster's ranges that the user's own lists would have
+// masqueraded, in part or whole. The defaults are nobody's mistake: what they
+// do not hold is added to them.
+func uncovered(c masq.Config, plan address.Plan) ([]Exemption, error) {
+	if !c.NonMasqueradeGiven && len(c.Masquerade) == 0 {
+		return nil, nil
+	}
+	c.Cluster = masq.ClusterRanges{} // only the lists count here
+	c.SNATAddress = nil              // a matter of the node's addresses
+	// UpstreamCompat makes what is exempt be exactly what the lists say.
+	rules, _, err := masq.Plan(c, masq.Options{Chain: "IP-MASQ", ReservedRanges: settings.ReservedRanges, UpstreamCompat: true}, masq.Facts{})
+	if err != nil {
+		return nil, fmt.Errorf("planning the agent's configuration: %w", err)
+	}
+	listed, _ := rules.Of(masq.IPv4)
+	var missing []Exemption
+	for _, e := range Exemptions(plan) {
+		last := lastOf(e.Prefix)
+		if !slices.ContainsFunc(listed.Exempt, func(i masq.Interval) bool { return i.Contains(e.Prefix.Addr()) && i.Contains(last) }) {
+			missing = append(missing, e)
+		}
+	}
+	return missing, nil
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	a := p.Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		a[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(a)
+}
+
+func uncoversCluster(c masq.Config, missing []Exemption) environment.Violation {
+	var named, ranges []string
+	for _, m := range missing {
+		named = append(named, fmt.Sprintf("%s range %s", m.Kind, m.Prefix))
+		ranges = append(ranges, m.Prefix.String())
+	}
+	advice := "Add to nonMasqueradeCIDRs: " + strings.Join(ranges, ", ") + "."
+	if len(c.Masquerade) > 0 {
+		advice = "Take these ranges out of masqueradeCIDRs, or add to nonMasqueradeCIDRs: " + strings.Join(ranges, ", ") + "."
+	}
+	return environment.Violation{Field: field, Reason: "AGENT_CONFIG_UNCOVERS_CLUSTER_RANGE",
+		Description: fmt.Sprintf("The agent's configuration would have traffic inside the cluster masqueraded: it does not cover the %s. Non-masquerade destinations must at least include the cluster's node, Pod and Service ranges, because Cloud Composer uses intranode visibility. %s", strings.Join(named, ", the "), advice),
+		Metadata:    map[string]string{"missingRanges": strings.Join(ranges, ", ")}}
+}
+
+// Render is the file that a node's agent reads: the user's text as it is, with
+// the cluster's ranges behind it, so that the agent exempts them and knows
+// whose traffic to masquerade. Where the text has no list, it has the default
+// one. The text has passed Check.
+func Render(text string, plan address.Plan) (string, error) {
+	user, err := configfile.FromSources([]configfile.Source{{Name: source, Text: []byte(text)}}, settings)
+	if err != nil {
+		return "", fmt.Errorf("the agent's configuration: %w", err)
+	}
+	added := additions(user.Config, plan)
+	// Most texts can simply be continued, which keeps the user's lines where
+	// they are. Whether that has worked is read, not guessed: a JSON text, an
+	// indented one or one with a second document cannot be continued.
+	rendered := text
+	if rendered != "" && !strings.HasSuffix(rendered, "\n") {
+		rendered += "\n"
+	}
+	rendered += added
+	if says(rendered, user.Config, plan) {
+		return rendered, nil
+	}
+	block, err := blockStyle(text)
+	if err != nil {
+		return "", err
+	}
+	if rendered = block + added; says(rendered, user.Config, plan) {
+		return rendered, nil
+	}
+	return "", errors.New("it cannot be joined with the cluster's ranges; write it as YAML in block style, one key a line, in one document")
+}
+
+// additions are the keys that the server writes behind the user's text.
+func additions(c masq.Config, plan address.Plan) string {
+	var b strings.Builder
+	list := func(key string, ranges []masq.Range) {
+		if len(ranges) == 0 {
+			return
+		}
+		fmt.Fprintf(&b, "%s:\n", key)
+		for _, r := range ranges {
+			fmt.Fprintf(&b, "- %s\n", r.Prefix)
+		}
+	}
+	own := cluster(plan)
+	if !c.NonMasqueradeGiven && len(c.Masquerade) == 0 {
+		b.WriteString("# The default list, and the cluster's ranges that it does not hold.\n")
+		ranges := masq.DefaultNonMasquerade(settings.ReservedRanges)
+		for _, r := range own.All() {
+			if !slices.ContainsFunc(ranges, func(d masq.Range) bool {
+				return d.Prefix.Overlaps(r.Prefix) && d.Prefix.Bits() <= r.Prefix.Bits()
+			}) {
+				ranges = append(ranges, r)
+			}
+		}
+		list("nonMasqueradeCIDRs", ranges)
+	}
+	b.WriteString("# The cluster's own ranges, written by the server: always exempt.\n")
+	list("nodeCIDRs", own.Node)
+	list("podCIDRs", own.Pod)
+	list("serviceCIDRs", own.Service)
+	return b.String()
+}
+
+// says reports whether a text has the user's settings and the cluster's
+// ranges.
+func says(text string, user masq.Config, plan address.Plan) bool {
+	result, err := configfile.FromSources([]configfile.Source{{Name: source, Text: []byte(text)}}, settings)
+	if err != nil {
+		return false
+	}
+	got := result.Config
+	own := cluster(plan)
+	if !samePrefixes(got.Cluster.Node, own.Node) || !samePrefixes(got.Cluster.Pod, own.Pod) || !samePrefixes(got.Cluster.Service, own.Service) {
+		return false
+	}
+	listGiven := user.NonMasqueradeGiven || len(user.Masquerade) > 0
+	if listGiven && !samePrefixes(got.NonMasquerade, user.NonMasquerade) || !samePrefixes(got.Masquerade, user.Masquerade) || !samePrefixes(got.SNATAddress, user.SNATAddress) {
+		return false
+	}
+	return got.MasqLinkLocal == user.MasqLinkLocal && got.MasqLinkLocalIPv6 == user.MasqLinkLocalIPv6 &&
+		got.ResyncInterval == user.ResyncInterval && got.CIDRLimit == user.CIDRLimit &&
+		got.EnforceNonMasquerade == user.EnforceNonMasquerade && slices.Equal(got.OutputInterfaces, user.OutputInterfaces)
+}
+
+func samePrefixes(a, b []masq.Range) bool {
+	return slices.EqualFunc(a, b, func(x, y masq.Range) bool { return x.Prefix == y.Prefix })
+}
+
+// blockStyle writes a text's first document anew, in the style that keys can
+// be added to.
+func blockStyle(text string) (string, error) {
+	var document yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader([]byte(text)))
+	if err := decoder.Decode(&document); err != nil {
+		return "", err
+	}
+	if len(document.Content) != 1 || len(document.Content[0].Content) == 0 {
+		return "", nil // null, or a mapping without keys
+	}
+	document.Content[0].Style &^= yaml.FlowStyle
+	// The server's own keys come behind: the last one of a key counts.
+	var b bytes.Buffer
+	encoder := yaml.NewEncoder(&b)
+	if err := encoder.Encode(&document); err != nil {
+		return "", err
+	}
+	return b.String(), encoder.Close()
+}
