@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	"sordino/environment"
@@ -347,5 +348,48 @@ func TestRequestID(t *testing.T) {
 	request.CallOptions.RequestID = "not an id"
 	if _, err := f.Create(context.Background(), request); reason(err) != "REQUEST_ID_MALFORMED" {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Of many who ask at once for one name one gets it, and no two environments
+// get the same range.
+func TestCreateAtOnce(t *testing.T) {
+	f := newFixture(t)
+	f.Wake, f.NewID = nil, uuid.NewString
+	const many = 20
+	same, different := make(chan error, many), make(chan error, many)
+	for i := range many {
+		go func() {
+			_, err := f.Create(context.Background(), environment.CreateRequest{Parent: here, Name: environment.Name{ID: "same"}, Spec: spec(t, documented)})
+			same <- err
+			_, err = f.Create(context.Background(), environment.CreateRequest{Parent: here, Name: environment.Name{ID: fmt.Sprintf("e%d", i)}, Spec: spec(t, documented)})
+			different <- err
+		}()
+	}
+	won := 0
+	for range many {
+		if err := <-same; err == nil {
+			won++
+		} else if reason(err) != "ENVIRONMENT_ALREADY_EXISTS" {
+			t.Error(err)
+		}
+		if err := <-different; err != nil {
+			t.Error(err)
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d were given the name", won)
+	}
+	list, _, err := f.List(context.Background(), here, environment.Page{})
+	if err != nil || len(list) != many+1 {
+		t.Fatalf("%d environments, %v", len(list), err)
+	}
+	for i, a := range list {
+		for _, b := range list[:i] {
+			if a.Plan.Range(address.Pods).Overlaps(b.Plan.Range(address.Pods)) || a.Plan.Range(address.Services).Overlaps(b.Plan.Range(address.Services)) ||
+				a.Plan.NodeAddresses[0] == b.Plan.NodeAddresses[0] {
+				t.Errorf("%s and %s share: %v, %v", a.Name, b.Name, a.Plan, b.Plan)
+			}
+		}
 	}
 }

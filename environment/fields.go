@@ -367,7 +367,8 @@ func restJSON(path string) string {
 	return strings.Join(parts, ".")
 }
 
-// unsupportedFields reports the given fields that the version does not have.
+// unsupportedFields reports the given fields that the version does not have,
+// each with all that is below it once.
 func unsupportedFields(paths []string, v image.Version) []Violation {
 	var found []Violation
 	for _, path := range paths {
@@ -375,16 +376,16 @@ func unsupportedFields(paths []string, v image.Version) []Violation {
 			if !within(path, rule.field) || v.Composer.Major >= rule.from && v.Composer.Major <= rule.to {
 				continue
 			}
-			majors := fmt.Sprintf("Cloud Composer %d", rule.from)
-			switch rule.to - rule.from {
-			case 1:
-				majors += fmt.Sprintf(" and %d", rule.to)
-			case 2:
-				majors += fmt.Sprintf(" to %d", rule.to)
+			if slices.ContainsFunc(found, func(v Violation) bool { return v.Field == rule.field }) {
+				break
 			}
-			found = append(found, Violation{Field: path, Reason: "FIELD_NOT_SUPPORTED_IN_VERSION",
-				Description: fmt.Sprintf("Field '%s' is supported in %s, and not in image version '%s'. Leave it out, or ask for an image version that has it.", restJSON(path), majors, v.ID),
-				Metadata:    map[string]string{"field": restJSON(path), "imageVersion": v.ID, "supportedIn": majors}})
+			majors := fmt.Sprintf("Cloud Composer %d", rule.from)
+			if rule.to > rule.from {
+				majors += fmt.Sprintf(" and %d", rule.to) // no rule spans three
+			}
+			found = append(found, Violation{Field: rule.field, Reason: "FIELD_NOT_SUPPORTED_IN_VERSION",
+				Description: fmt.Sprintf("Field '%s' is supported in %s, and not in image version '%s'. Leave it out, or ask for an image version that has it.", restJSON(rule.field), majors, v.ID),
+				Metadata:    map[string]string{"field": restJSON(rule.field), "imageVersion": v.ID, "supportedIn": majors}})
 			break
 		}
 	}

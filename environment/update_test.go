@@ -185,7 +185,7 @@ func TestUpdateRefuses(t *testing.T) {
 		{"e", "config.nodeCount", `{"config":{"nodeCount":4093}}`, "config.node_count IP_RANGE_TOO_SMALL The environment's ranges have room for 4092 nodes, and 4093 are asked for. The ranges of an existing environment cannot be changed: create a new one with a larger Pod range or subnetwork"},
 		{"e", "config.softwareConfig.schedulerCount", software(`"schedulerCount":4`), "config.software_config.scheduler_count SCHEDULER_COUNT_OUT_OF_RANGE The scheduler count is 4, and there are 3 nodes. Ask for 1 to 3 schedulers."},
 		{"e", "config.softwareConfig.pypiPackages", software(`"pypiPackages":{"NumPy":"1.0"}`), "config.software_config.pypi_packages.NumPy PYPI_PACKAGE_MALFORMED The PyPI package's name 'NumPy' is malformed. Write lower case letters, digits, dots, dashes and underscores, for example scikit-learn.\nconfig.software_config.pypi_packages.NumPy PYPI_VERSION_MALFORMED The PyPI package 'NumPy' has the malformed version '1.0'. Write extras and version specifiers such as [devel]>=1.8.2,<1.9.2, or nothing for any version."},
-		{"e", "config.WorkloadsConfig", `{"config":{"workloadsConfig":{"scheduler":{"count":1}}}}`, "config.workloads_config.scheduler.count FIELD_NOT_SUPPORTED_IN_VERSION Field 'config.workloadsConfig.scheduler.count' is supported in Cloud Composer 2 and 3, and not in image version 'composer-1.19.15-airflow-2.3.4'. Leave it out, or ask for an image version that has it."},
+		{"e", "config.WorkloadsConfig", `{"config":{"workloadsConfig":{"scheduler":{"count":1,"cpu":2}}}}`, "config.workloads_config FIELD_NOT_SUPPORTED_IN_VERSION Field 'config.workloadsConfig' is supported in Cloud Composer 2 and 3, and not in image version 'composer-1.19.15-airflow-2.3.4'. Leave it out, or ask for an image version that has it."},
 		{"two", "config.nodeCount", `{"config":{"nodeCount":3}}`, "config.node_count FIELD_NOT_SUPPORTED_IN_VERSION Field 'config.nodeCount' is supported in Cloud Composer 1, and not in image version 'composer-2.14.2-airflow-2.10.5'. Leave it out, or ask for an image version that has it."},
 
 		// Upgrades.
@@ -364,5 +364,30 @@ func TestCheckUpgrade(t *testing.T) {
 	}
 	if e, err := f.Get(ctx, named("e")); err != nil || e.State != environment.Running {
 		t.Errorf("the environment is %+v, %v", e, err)
+	}
+}
+
+// What was read can be sent back, with any mask: nothing changes (AIP-203).
+func TestReadBackChangesNothing(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	for id, test := range map[string][]string{
+		"base":    {base},
+		"plain":   {`{}`},
+		"two":     {`{"config":{"softwareConfig":{"imageVersion":"composer-2-airflow-2"},"nodeConfig":{"enableIpMasqAgent":true}}}`},
+		"three":   {`{"config":{"softwareConfig":{"imageVersion":"composer-3-airflow-2"}}}`},
+		"private": {`{"config":{"nodeConfig":{"ipAllocationPolicy":{"useIpAliases":true}},"privateEnvironmentConfig":{"networkingConfig":{}}}}`, "networkingType=PRIVATE", "maxPodsPerNode=16"},
+		"shared":  {`{"config":{"nodeConfig":{"network":"https://www.googleapis.com/compute/v1/projects/host-project/global/networks/shared-net","subnetwork":"shared-sub","machineType":"projects/example-project/zones/us-central1-f/machineTypes/n1-standard-2","ipAllocationPolicy":{"useIpAliases":true,"clusterIpv4CidrBlock":"/20"}}}}`},
+	} {
+		e := f.running(id, test[0], test[1:]...)
+		read := e.Spec.Clone()
+		read.Config = e.Effective()
+		read.MaxPodsPerNode = e.MaxPodsPerNode()
+		for _, mask := range [][]string{{"*"}, {"config"}, {"config.nodeConfig"}, {"config.privateEnvironmentConfig", "config.softwareConfig.pythonVersion", "config.nodeConfig.location"}, {"labels"}} {
+			_, err := f.Update(ctx, environment.UpdateRequest{Name: e.Name, Spec: read, Mask: mask})
+			if got := reason(err); got != "UPDATE_HAS_NO_EFFECT" {
+				t.Errorf("%s with %v: %v", id, mask, err)
+			}
+		}
 	}
 }
