@@ -36,8 +36,8 @@ type Service struct {
 	Methods        *grpc.ServiceDesc
 	Implementation any
 	// Rules stand in for the annotations of the methods that they name, as the
-	// http section of a service's configuration does. A method that has neither
-	// is not served.
+	// http section of a service's configuration does; an empty list serves none.
+	// A method that has neither is not served.
 	Rules map[protoreflect.Name][]*annotations.HttpRule
 	// Types resolve what is packed in an Any; nil is the global registry.
 	Types Types
@@ -133,7 +133,7 @@ func New(o Options) (*Handler, error) {
 	if o.Timeout == 0 {
 		o.Timeout = 30 * time.Second
 	}
-	h := &Handler{o: o, routes: table{byVersion: map[string][]*route{}}}
+	h := &Handler{o: o, routes: table{byVersion: map[string][]*route{}, byMethod: map[string]*route{}}}
 	for i := range o.Services {
 		if err := h.add(&o.Services[i]); err != nil {
 			return nil, err
@@ -149,8 +149,8 @@ func (h *Handler) add(s *Service) error {
 	methods := s.Descriptor.Methods()
 	for i := range methods.Len() {
 		m := methods.Get(i)
-		rules := s.Rules[m.Name()]
-		if rules == nil {
+		rules, given := s.Rules[m.Name()]
+		if !given {
 			if rule, ok := proto.GetExtension(m.Options(), annotations.E_Http).(*annotations.HttpRule); ok && rule != nil {
 				rules = []*annotations.HttpRule{rule}
 			}
@@ -291,11 +291,8 @@ func (h *Handler) call(ctx context.Context, w http.ResponseWriter, r *http.Reque
 			md[strings.ToLower(name)] = values
 		}
 	}
-	fill := func(m protoreflect.Message) error { return h.fill(m, found, query, body, md) }
-	// The metadata is complete only when the message is filled, which must be
-	// before the method runs: its decode function is too late for the context.
-	in, err := h.input(route, fill)
-	if err != nil {
+	in := newMessage(route.method.Input())
+	if err := h.fill(in.ProtoReflect(), found, query, body, md); err != nil {
 		return nil, err
 	}
 	ctx = metadata.NewIncomingContext(ctx, md)
@@ -308,15 +305,6 @@ func (h *Handler) call(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		return nil, fmt.Errorf("%s returned %T, which is not a message", route.fullMethod, out)
 	}
 	return route.encode(message, params)
-}
-
-// input reads the request into a message of the descriptor's own type.
-func (h *Handler) input(r *route, fill func(protoreflect.Message) error) (proto.Message, error) {
-	m := r.newInput()
-	if err := fill(m.ProtoReflect()); err != nil {
-		return nil, err
-	}
-	return m, nil
 }
 
 // transfer makes target what source is. They are of one Go type, or of two
@@ -333,8 +321,8 @@ func transfer(source, target proto.Message) error {
 	return proto.Unmarshal(b, target)
 }
 
-func (r *route) newInput() proto.Message { return newMessage(r.method.Input()) }
-
+// newMessage makes a message of the generated type, where that is exactly what
+// the descriptor says.
 func newMessage(d protoreflect.MessageDescriptor) proto.Message {
 	if t, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName()); err == nil && t.Descriptor() == d {
 		return t.New().Interface()

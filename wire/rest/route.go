@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -152,10 +153,14 @@ func fieldByName(d protoreflect.MessageDescriptor, name string) protoreflect.Fie
 // table finds routes. They are kept by their first segment, the version.
 type table struct {
 	byVersion map[string][]*route
+	byMethod  map[string]*route // the first of each method
 }
 
 func (t *table) add(r *route) {
 	t.byVersion[r.segments[0]] = append(t.byVersion[r.segments[0]], r)
+	if t.byMethod[r.fullMethod] == nil {
+		t.byMethod[r.fullMethod] = r
+	}
 }
 
 func (t *table) list() []string {
@@ -181,6 +186,38 @@ func (m match) resource() string {
 		return ""
 	}
 	return m.values[0]
+}
+
+// ResourceIn is the resource that a gRPC request is about: the field that is in
+// the method's REST path, or else the one called name. It is what Call.Resource
+// is for a REST request.
+func (h *Handler) ResourceIn(fullMethod string, request any) string {
+	m, ok := request.(proto.Message)
+	if !ok {
+		return ""
+	}
+	path := []protoreflect.Name{"name"}
+	if r := h.routes.byMethod[fullMethod]; r != nil && len(r.variables) > 0 {
+		path = nil
+		for _, f := range r.variables[0].fields {
+			path = append(path, f.Name())
+		}
+	}
+	message := m.ProtoReflect()
+	for i, name := range path {
+		// By name: the message may be another type that is the same on the wire.
+		f := message.Descriptor().Fields().ByName(name)
+		switch {
+		case f == nil || f.IsList() || f.IsMap():
+			return ""
+		case i == len(path)-1 && f.Kind() == protoreflect.StringKind:
+			return message.Get(f).String()
+		case f.Message() == nil:
+			return ""
+		}
+		message = message.Get(f).Message()
+	}
+	return ""
 }
 
 // splitPath decodes a path's segments.
