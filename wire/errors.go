@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"sordino/environment"
+	"sordino/wire/rest"
 )
 
 // Domain is the ErrorInfo.domain of every error of this server (AIP-193).
@@ -37,21 +38,6 @@ var codeOf = map[environment.Code]codes.Code{
 	environment.Unavailable:        codes.Unavailable,
 	environment.Unimplemented:      codes.Unimplemented,
 	environment.Cancelled:          codes.Canceled,
-}
-
-// defaultReason is the reason of an error that gives none.
-func defaultReason(c codes.Code) string {
-	if c == codes.Canceled {
-		return "CANCELLED"
-	}
-	var b strings.Builder
-	for i, r := range c.String() {
-		if i > 0 && 'A' <= r && r <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToUpper(b.String())
 }
 
 // Status is how an error is told to a client. A refusal of the domain is told
@@ -89,7 +75,7 @@ func withInfo(s *status.Status) *status.Status {
 			return s
 		}
 	}
-	return with(s, &errdetails.ErrorInfo{Reason: defaultReason(s.Code()), Domain: Domain})
+	return with(s, &errdetails.ErrorInfo{Reason: rest.CodeName(s.Code()), Domain: Domain})
 }
 
 func with(s *status.Status, details ...protoadapt.MessageV1) *status.Status {
@@ -107,7 +93,7 @@ func statusOf(e *environment.Error) *status.Status {
 	}
 	info := &errdetails.ErrorInfo{Reason: e.Reason, Domain: Domain, Metadata: map[string]string{}}
 	if info.Reason == "" {
-		info.Reason = defaultReason(code)
+		info.Reason = rest.CodeName(code)
 	}
 	for key, value := range e.Metadata {
 		info.Metadata[valid(key)] = valid(value)

@@ -95,7 +95,7 @@ func (h *Handler) fail(ctx context.Context, w http.ResponseWriter, err error, p 
 }
 
 func writeStatus(w http.ResponseWriter, s *status.Status, code int, p params) {
-	e := EnvelopeError{Code: code, Message: s.Message(), Status: codeName(s.Code())}
+	e := EnvelopeError{Code: code, Message: s.Message(), Status: CodeName(s.Code())}
 	for _, d := range s.Proto().GetDetails() {
 		if b, err := detail(d); err == nil {
 			e.Details = append(e.Details, b)
@@ -127,9 +127,12 @@ func detail(d *anypb.Any) (json.RawMessage, error) {
 	return protojson.Marshal(d)
 }
 
-// codeName is a code in the spelling of google.rpc.Code.
-func codeName(c codes.Code) string {
-	if c == codes.Canceled {
+// CodeName is a code in the spelling of google.rpc.Code.
+func CodeName(c codes.Code) string {
+	switch c {
+	case codes.OK:
+		return "OK"
+	case codes.Canceled:
 		return "CANCELLED"
 	}
 	var b strings.Builder

@@ -56,13 +56,14 @@ func trimBody(b []byte) []byte {
 // message in the request: "environment".
 func decodeJSON(b []byte, maxDepth int, path string, target func() protoreflect.Message) (faults, error) {
 	if !utf8.Valid(b) {
-		return nil, errors.New("It is not text in UTF-8.")
+		return nil, errors.New("it is not text in UTF-8")
 	}
 	// Before the parser, which would use the stack for each level.
 	if depth(b) > maxDepth {
-		return nil, fmt.Errorf("It is nested deeper than %d levels.", maxDepth)
+		return nil, fmt.Errorf("it is nested deeper than %d levels", maxDepth)
 	}
-	v, err := hujson.Parse(b)
+	// A comment in the last line needs its end.
+	v, err := hujson.Parse(append(b[:len(b):len(b)], '\n'))
 	if err != nil {
 		return nil, errors.New(strings.TrimPrefix(err.Error(), "hujson: "))
 	}
@@ -122,8 +123,13 @@ func minimal(v hujson.Value) []byte {
 
 // invalidValue words what Google's own front end says.
 func invalidValue(path string, f protoreflect.FieldDescriptor, value string) error {
-	return fmt.Errorf("Invalid value at '%s' (%s), %s", path, typeName(f), value)
+	return description(fmt.Sprintf("Invalid value at '%s' (%s), %s", path, typeName(f), value))
 }
+
+// description is an error in the words that Google's own front end uses.
+type description string
+
+func (d description) Error() string { return string(d) }
 
 func typeName(f protoreflect.FieldDescriptor) string {
 	if f.Message() != nil {

@@ -108,13 +108,13 @@ func (s *selection) check(d protoreflect.MessageDescriptor, path string) error {
 		}
 		f := fieldByName(d, name)
 		if f == nil {
-			return fmt.Errorf("Invalid field selection %s", join(path, name))
+			return description("Invalid field selection " + join(path, name))
 		}
 		if f.IsMap() || child.all() {
 			continue
 		}
 		if f.Message() == nil {
-			return fmt.Errorf("Invalid field selection %s: %s has no fields", join(path, name), name)
+			return description(fmt.Sprintf("Invalid field selection %s: %s has no fields", join(path, name), name))
 		}
 		if err := child.check(f.Message(), join(path, name)); err != nil {
 			return err

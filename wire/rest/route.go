@@ -298,6 +298,9 @@ func find(routes []*route, verb string, segments []string) (match, []string) {
 	// A custom verb is behind the last colon of the last segment only: a project
 	// may be called example.com:name.
 	if i := strings.LastIndexByte(last, ':'); i >= 0 {
+		if last[i+1:] == "" {
+			return match{}, nil
+		}
 		custom := slices.Clone(segments)
 		custom[len(custom)-1] = last[:i]
 		if m := matching(routes, verb, custom, last[i+1:], &verbs); m.route != nil || verbs != nil {
