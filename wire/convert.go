@@ -2,7 +2,6 @@ package wire
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -18,9 +17,6 @@ import (
 	"sordino/environment"
 	"sordino/environment/address"
 )
-
-// defaultMaxPodsPerNode is what GKE takes when it is not told.
-const defaultMaxPodsPerNode = 32
 
 // specOf takes the domain's part out of a message. The fields that servicepb
 // lacks are in its unknown fields; what is only ever output (AIP-203) is left
@@ -84,10 +80,8 @@ func putUnknown(m protoreflect.Message, field protowire.Number, value uint64) {
 	m.SetUnknown(protowire.AppendVarint(protowire.AppendTag(m.GetUnknown(), field, protowire.VarintType), value))
 }
 
-// EnvironmentOf is an environment as clients see it. It adds to what the user
-// gave only what a client needs or cannot take for a change: Terraform would
-// replace an environment whose ipAllocationPolicy holds a range that its
-// configuration does not.
+// EnvironmentOf is an environment as clients see it: what the domain shows of
+// it ([environment.Environment.Effective]), and the fields that servicepb lacks.
 func EnvironmentOf(e *environment.Environment) *servicepb.Environment {
 	out := &servicepb.Environment{
 		Name:          e.Name.String(),
@@ -98,53 +92,20 @@ func EnvironmentOf(e *environment.Environment) *servicepb.Environment {
 		Labels:        e.Spec.Labels,
 		StorageConfig: e.Spec.Storage,
 	}
-	config := proto.CloneOf(e.Spec.Config)
-	if config == nil {
-		config = &servicepb.EnvironmentConfig{}
+	out.Config = e.Effective() // a copy
+	if e.Plan.VPCNative {
+		putUnknown(out.Config.NodeConfig.ProtoReflect(), maxPodsPerNode, uint64(e.MaxPodsPerNode()))
 	}
-	out.Config = config
-	// gcloud and the Terraform provider fail without it, in every state.
-	if config.SoftwareConfig == nil {
-		config.SoftwareConfig = &servicepb.SoftwareConfig{}
-	}
-	if config.SoftwareConfig.PythonVersion == "" {
-		config.SoftwareConfig.PythonVersion = "3"
-	}
-	if config.NodeConfig == nil {
-		config.NodeConfig = &servicepb.NodeConfig{}
-	}
-	if config.NodeCount == 0 && strings.HasPrefix(config.SoftwareConfig.ImageVersion, "composer-1") {
-		config.NodeCount = int32(len(e.Plan.NodeAddresses))
-		if config.NodeCount == 0 {
-			config.NodeCount = 3
-		}
-	}
-	if config.NodeConfig.GetIpAllocationPolicy().GetUseIpAliases() || e.Plan.VPCNative {
-		pods := e.Spec.MaxPodsPerNode
-		if pods == 0 {
-			pods = int32(e.Plan.MaxPodsPerNode)
-		}
-		if pods == 0 {
-			pods = defaultMaxPodsPerNode
-		}
-		putUnknown(config.NodeConfig.ProtoReflect(), maxPodsPerNode, uint64(pods))
-	}
-	if p := config.PrivateEnvironmentConfig; p != nil || e.Spec.NetworkingType != "" {
+	if p := out.Config.PrivateEnvironmentConfig; p != nil || e.Spec.NetworkingType != "" {
 		if p == nil {
 			p = &servicepb.PrivateEnvironmentConfig{}
-			config.PrivateEnvironmentConfig = p
+			out.Config.PrivateEnvironmentConfig = p
 		}
 		switch e.Spec.NetworkingType {
 		case "PRIVATE":
 			putUnknown(p.ProtoReflect(), networkingType, networkingPrivate)
 		case "PUBLIC":
 			putUnknown(p.ProtoReflect(), networkingType, networkingPublic)
-		}
-		if r := e.Plan.Range(address.WebServer); r.IsValid() {
-			p.WebServerIpv4ReservedRange = r.String()
-		}
-		if r := e.Plan.Range(address.Master); r.IsValid() && p.PrivateClusterConfig != nil {
-			p.PrivateClusterConfig.MasterIpv4ReservedRange = r.String()
 		}
 	}
 	return out

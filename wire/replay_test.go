@@ -139,7 +139,13 @@ var additionsAllowed = map[string]bool{
 	"uuid": true, "state": true, "createTime": true, "updateTime": true,
 	"config": true, "config.nodeCount": true,
 	"config.softwareConfig": true, "config.softwareConfig.imageVersion": true, "config.softwareConfig.pythonVersion": true,
-	"config.nodeConfig": true, "config.nodeConfig.maxPodsPerNode": true,
+	"config.nodeConfig": true, "config.nodeConfig.maxPodsPerNode": true, "config.nodeConfig.location": true, "config.nodeConfig.machineType": true,
+	"config.nodeConfig.diskSizeGb": true, "config.nodeConfig.oauthScopes": true,
+	"config.databaseConfig": true, "config.databaseConfig.machineType": true,
+	"config.webServerConfig": true, "config.webServerConfig.machineType": true,
+	"config.gkeCluster": true, "config.privateEnvironmentConfig.enablePrivateEnvironment": true,
+	"config.privateEnvironmentConfig.webServerIpv4ReservedRange":                   true,
+	"config.privateEnvironmentConfig.privateClusterConfig.masterIpv4ReservedRange": true,
 }
 
 // compare looks at everything that was sent, which must come back as it was,
