@@ -22,11 +22,10 @@ const (
 	ValidateOnlyKey = "x-sordino-validate-only"
 )
 
-// validateOnlyMethods are those that can check without doing.
+// validateOnlyMethods are Composer's methods that can check without doing.
 var validateOnlyMethods = []string{"CreateEnvironment", "UpdateEnvironment", "DeleteEnvironment", "CheckUpgrade", "RestartWebServer"}
 
-// ValidateOnlyAsked reports whether a call asks for validation only. A service
-// beside Composer's that does not honour it must refuse it.
+// ValidateOnlyAsked reports whether a call asks for validation only.
 func ValidateOnlyAsked(ctx context.Context) (bool, error) {
 	value := last(ctx, ValidateOnlyKey)
 	switch value {
@@ -67,9 +66,9 @@ func callOptions(ctx context.Context) (environment.CallOptions, error) {
 
 // refuseValidateOnly keeps a method that cannot only validate from doing what
 // it was asked not to do.
-func refuseValidateOnly(ctx context.Context, method string) error {
+func refuseValidateOnly(ctx context.Context, method string, able []string) error {
 	asked, err := ValidateOnlyAsked(ctx)
-	if err != nil || !asked || slices.Contains(validateOnlyMethods, method) {
+	if err != nil || !asked || slices.Contains(able, method) {
 		return err
 	}
 	return &environment.Error{

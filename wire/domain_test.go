@@ -208,6 +208,9 @@ func TestDomainErrors(t *testing.T) {
 			t.Errorf("%s: %d, want %d %s: %s", c.what, a.StatusCode, c.code, c.reason, a.body)
 		}
 	}
+	if a := d.do("DELETE", "/v1/"+example, ""); a.StatusCode != 409 || !strings.Contains(string(a.body), "operationInProgress") {
+		t.Errorf("Terraform would not try again: %d %s", a.StatusCode, a.body)
+	}
 	again := d.do("POST", location+"/environments?requestId=11111111-2222-4333-8444-555555555555", documentBody)
 	if again.StatusCode != 200 || again.at("name") != first.at("name") {
 		t.Errorf("the same request id: %d %s", again.StatusCode, again.body)

@@ -98,6 +98,11 @@ func statusOf(e *environment.Error) *status.Status {
 	for key, value := range e.Metadata {
 		info.Metadata[valid(key)] = valid(value)
 	}
+	if info.Reason == "OPERATION_IN_PROGRESS" {
+		// The Terraform providers try again for two minutes when an answer with
+		// the status 409 has this word in it, and give up at once when not.
+		info.Metadata["condition"] = "operationInProgress"
+	}
 	details := []protoadapt.MessageV1{info}
 	if len(e.Violations) > 0 {
 		bad := &errdetails.BadRequest{}

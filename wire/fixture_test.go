@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -135,6 +136,21 @@ func (s *served) do(method, path, body string, header ...string) answer {
 		}
 	}
 	return a
+}
+
+// raw gets a path whose answer may be any JSON.
+func (s *served) raw(path string) (code, body string) {
+	s.t.Helper()
+	response, err := s.client.Get("http://" + s.addr + path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	b, err := io.ReadAll(response.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strconv.Itoa(response.StatusCode), string(b)
 }
 
 // at walks into JSON: "error", "details", "0".

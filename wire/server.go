@@ -38,6 +38,9 @@ type Service struct {
 	Descriptor     protoreflect.ServiceDescriptor
 	Methods        *grpc.ServiceDesc
 	Implementation any
+	// ValidateOnly names the methods that honour ValidateOnlyAsked. A call that
+	// asks any other method for it is refused, and not run.
+	ValidateOnly []string
 }
 
 // Options are what a Server is made of. The zero value of a limit is its
@@ -131,8 +134,15 @@ func New(o Options) (*Server, error) {
 		})
 	}
 	for _, one := range o.Services {
-		s.grpc.RegisterService(one.Methods, one.Implementation)
-		served = append(served, rest.Service{Descriptor: one.Descriptor, Methods: one.Methods, Implementation: one.Implementation})
+		desc := *one.Methods
+		desc.Methods = nil
+		for _, m := range one.Methods.Methods {
+			desc.Methods = append(desc.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: before(m.Handler, func(ctx context.Context) error {
+				return refuseValidateOnly(ctx, m.MethodName, one.ValidateOnly)
+			})})
+		}
+		s.grpc.RegisterService(&desc, one.Implementation)
+		served = append(served, rest.Service{Descriptor: one.Descriptor, Methods: &desc, Implementation: one.Implementation})
 	}
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflectionOptions := reflection.ServerOptions{Services: s.grpc, DescriptorResolver: resolver{files}, ExtensionResolver: protoregistry.GlobalTypes}
@@ -171,29 +181,44 @@ func describe(base *grpc.ServiceDesc, d protoreflect.ServiceDescriptor, v Versio
 			}
 		}
 		_, refused := instead[name]
+		checked := before(handler, func(ctx context.Context) error {
+			if refused {
+				return notServed(name)
+			}
+			return refuseValidateOnly(ctx, name, validateOnlyMethods)
+		})
 		desc.Methods = append(desc.Methods, grpc.MethodDesc{MethodName: name, Handler: func(srv any, ctx context.Context, dec func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
 			ctx = context.WithValue(ctx, versionKey{}, v)
+			if interceptor == nil {
+				return checked(srv, ctx, dec, nil)
+			}
 			// Generated handlers name themselves by v1, whatever they are registered
 			// as; this is where the version comes in.
-			around := func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, run grpc.UnaryHandler) (any, error) {
-				call := func(ctx context.Context, request any) (any, error) {
-					if refused {
-						return nil, notServed(name)
-					}
-					if err := refuseValidateOnly(ctx, name); err != nil {
-						return nil, err
-					}
-					return run(ctx, request)
-				}
-				if interceptor == nil {
-					return call(ctx, request)
-				}
-				return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: srv, FullMethod: full}, call)
-			}
-			return handler(srv, ctx, dec, around)
+			return checked(srv, ctx, dec, func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, run grpc.UnaryHandler) (any, error) {
+				return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: srv, FullMethod: full}, run)
+			})
 		}})
 	}
 	return desc
+}
+
+// before puts a check between a method's interceptors, which authorize, and the
+// method.
+func before(handler grpc.MethodHandler, check func(context.Context) error) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, dec func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		return handler(srv, ctx, dec, func(ctx context.Context, request any, info *grpc.UnaryServerInfo, run grpc.UnaryHandler) (any, error) {
+			checked := func(ctx context.Context, request any) (any, error) {
+				if err := check(ctx); err != nil {
+					return nil, err
+				}
+				return run(ctx, request)
+			}
+			if interceptor == nil { // REST has authorized already
+				return checked(ctx, request)
+			}
+			return interceptor(ctx, request, info, checked)
+		})
+	}
 }
 
 // addedHandlers serve addedMethods. Their requests are a GetEnvironmentRequest
