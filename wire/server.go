@@ -62,6 +62,8 @@ type Options struct {
 	MaxBody int
 	// MaxDepth is how deep JSON may be nested: 64.
 	MaxDepth int
+	// MaxValues is the most values in a JSON body: 20,000.
+	MaxValues int
 	// MaxHeader is the most bytes of the headers: 64 KiB.
 	MaxHeader int
 	// Timeout is the most time for a call: 30 s. Streams have none.
@@ -159,6 +161,7 @@ func New(o Options) (*Server, error) {
 		Headers:        []string{"X-Request-Id", "User-Agent"},
 		MaxBody:        int64(o.MaxBody),
 		MaxDepth:       o.MaxDepth,
+		MaxValues:      o.MaxValues,
 		Timeout:        o.Timeout,
 	})
 	if err != nil {

@@ -54,13 +54,17 @@ func trimBody(b []byte) []byte {
 // accepted, names in proto and in JSON spelling. The error is of the syntax;
 // the faults are everything else that is wrong. path is the place of the
 // message in the request: "environment".
-func decodeJSON(b []byte, maxDepth int, path string, target func() protoreflect.Message) (faults, error) {
+func decodeJSON(b []byte, maxDepth, maxValues int, path string, target func() protoreflect.Message) (faults, error) {
 	if !utf8.Valid(b) {
 		return nil, errors.New("it is not text in UTF-8")
 	}
-	// Before the parser, which would use the stack for each level.
-	if depth(b) > maxDepth {
+	// Before the parser, which would use the stack for each level and many times
+	// the text's own memory for each value.
+	switch depth, values := extent(b); {
+	case depth > maxDepth:
 		return nil, fmt.Errorf("it is nested deeper than %d levels", maxDepth)
+	case values > maxValues:
+		return nil, fmt.Errorf("it holds more than %d values", maxValues)
 	}
 	// A comment in the last line needs its end.
 	v, err := hujson.Parse(append(b[:len(b):len(b)], '\n'))
@@ -72,16 +76,20 @@ func decodeJSON(b []byte, maxDepth int, path string, target func() protoreflect.
 	return d.faults, nil
 }
 
-// depth is how deep objects and lists are nested.
-func depth(b []byte) int {
-	level, most := 0, 0
+// extent is how deep objects and lists are nested, and about how many values
+// there are: every object, list and comma counts as one.
+func extent(b []byte) (depth, values int) {
+	level := 0
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
 		case '{', '[':
 			level++
-			most = max(most, level)
+			values++
+			depth = max(depth, level)
 		case '}', ']':
 			level--
+		case ',':
+			values++
 		case '"':
 			for i++; i < len(b) && b[i] != '"'; i++ {
 				if b[i] == '\\' {
@@ -100,12 +108,12 @@ func depth(b []byte) int {
 				continue
 			}
 			if end < 0 {
-				return most
+				return depth, values
 			}
 			i += end
 		}
 	}
-	return most
+	return depth, values
 }
 
 type decoder struct{ faults faults }

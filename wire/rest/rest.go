@@ -104,6 +104,8 @@ type Options struct {
 	MaxBody int64
 	// MaxDepth is how deep objects and lists may be nested: 64.
 	MaxDepth int
+	// MaxValues is the most values in a body: 20,000.
+	MaxValues int
 	// Timeout is the most time for a call: 30 s.
 	Timeout time.Duration
 }
@@ -129,6 +131,9 @@ func New(o Options) (*Handler, error) {
 	}
 	if o.MaxDepth == 0 {
 		o.MaxDepth = 64
+	}
+	if o.MaxValues == 0 {
+		o.MaxValues = 20_000
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 30 * time.Second
@@ -436,7 +441,7 @@ func (h *Handler) fillBody(m protoreflect.Message, r *route, body []byte) error 
 	if r.bodyField != nil {
 		path = string(r.bodyField.Name())
 	}
-	faults, err := decodeJSON(body, h.o.MaxDepth, path, func() protoreflect.Message {
+	faults, err := decodeJSON(body, h.o.MaxDepth, h.o.MaxValues, path, func() protoreflect.Message {
 		if r.bodyField != nil {
 			return m.Mutable(r.bodyField).Message()
 		}
