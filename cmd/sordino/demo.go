@@ -6,15 +6,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"sordino/demo"
+	"sordino/internal/isolate"
 	"sordino/lab"
+	"sordino/lab/host"
 )
 
 // Where everything is, in the mount namespace of the inner process.
@@ -46,7 +46,7 @@ ordinary user, and leaves nothing behind, however it ends.`,
 			if o.output != "text" && o.output != "json" {
 				return fmt.Errorf("--output %q: write text or json", o.output)
 			}
-			if inside() {
+			if isolate.Inside() {
 				return demoInside(c.Context(), o, c.OutOrStdout())
 			}
 			binary, err := agentBinary(o.binary)
@@ -55,9 +55,9 @@ ordinary user, and leaves nothing behind, however it ends.`,
 			}
 			args := []string{"demo", "--agent-binary", binary, "--output", o.output}
 			if o.keep {
-				return startHolder(c.Context(), append(args, "--keep"), c.OutOrStdout(), c.ErrOrStderr())
+				return keepDemo(c.Context(), append(args, "--keep"), c.OutOrStdout())
 			}
-			return runInside(c.Context(), args, c.OutOrStdout(), c.ErrOrStderr())
+			return isolate.Run(c.Context(), args, c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
 	c.Flags().BoolVar(&o.keep, "keep", false, "leave the network up, to be looked at with \"sordino lab\"")
@@ -78,44 +78,120 @@ func agentBinary(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := exec.LookPath(path); err != nil {
+	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("finding the agent program: %w; build it with \"make build\", or name it with --agent-binary", err)
 	}
 	return path, nil
 }
 
+// demoInside runs in namespaces of its own.
 func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	if o.keep {
-		unix.CloseOnExec(listenerFD) // the agents are not to hold it
+		return demoKept(ctx, o, out)
 	}
-	if err := settle(); err != nil {
+	if err := isolate.Settle(); err != nil {
 		return err
 	}
 	l, err := lab.Open(labDir)
 	if err != nil {
 		return err
 	}
-	d := &demo.Demo{Lab: l, Binary: o.binary, Dir: agentsDir, Out: out, JSON: o.output == "json"}
-	end := sync.OnceValue(func() error { return errors.Join(d.Stop(), l.Remove()) })
-	defer func() { err = errors.Join(err, end()) }()
+	d := o.demo(l, agentsDir, out)
+	defer func() { err = errors.Join(err, d.Stop(), l.Remove()) }()
+	return runDemo(ctx, d, o)
+}
+
+func (o demoOptions) demo(l *lab.Lab, dir string, out io.Writer) *demo.Demo {
+	return &demo.Demo{Lab: l, Binary: o.binary, Dir: dir, Out: out, JSON: o.output == "json"}
+}
+
+func runDemo(ctx context.Context, d *demo.Demo, o demoOptions) error {
 	failed, err := d.Run(ctx)
 	if err != nil {
 		return err
 	}
-	switch {
-	case o.output == "json": // says so itself
-	case failed > 0:
-		fmt.Fprintf(out, "%d rows are not as expected.\n", failed)
-	default:
-		fmt.Fprintln(out, "Every row is as expected.")
-	}
-	status := 0
 	if failed > 0 {
-		status = 1
-		err = exit(status)
+		fmt.Fprintf(d.Out, "%d rows are not as expected\n", failed)
+		return exit(1)
 	}
-	if o.keep {
-		return errors.Join(err, hold(ctx, l, status, end))
+	if o.output == "text" {
+		fmt.Fprintln(d.Out, "Every row is as expected.")
 	}
+	return nil
+}
+
+// demoKept runs the demo in the process that holds its network afterwards.
+func demoKept(ctx context.Context, o demoOptions, out io.Writer) (err error) {
+	h, err := host.New()
+	if err != nil {
+		return err
+	}
+	l, err := lab.Open(h.Dir("demo"))
+	if err != nil {
+		return err
+	}
+	d := o.demo(l, h.Dir("agents"), out)
+	defer func() { err = errors.Join(err, d.Stop(), l.Remove()) }()
+	if err := h.Add(keptLab, l, demo.Network()); err != nil {
+		return err
+	}
+	shown := runDemo(ctx, d, o)
+	var differs exit
+	if shown != nil && !errors.As(shown, &differs) {
+		return shown
+	}
+	// Letting go of the output tells who waits for it that the lab is up.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	for fd := range 3 {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return fmt.Errorf("telling that the lab is up: %w", err)
+		}
+	}
+	return h.Serve(ctx)
+}
+
+// keepDemo runs the demo in a host that stays, and returns when it is through.
+func keepDemo(ctx context.Context, args []string, stdout io.Writer) error {
+	dir, err := keptDir()
+	if err != nil {
+		return err
+	}
+	// One kept lab a user: a new one takes the place of the old.
+	if err := host.Down(ctx, dir); err != nil && !errors.Is(err, host.ErrNoHost) {
+		return err
+	}
+	output, writer, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer output.Close()
+	process, err := host.Start(dir, args, writer)
+	if err := errors.Join(err, writer.Close()); err != nil {
+		return err
+	}
+	shown := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(stdout, output)
+		shown <- err
+	}()
+	select {
+	case err = <-shown:
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), process.Kill()) // all else goes with it
+	}
+	client, dialErr := host.Dial(ctx, dir)
+	if dialErr != nil {
+		return errors.Join(errors.New("the lab did not stay up"), err)
+	}
+	labs, dialErr := client.Labs(ctx)
+	if dialErr != nil || len(labs) == 0 {
+		return errors.Join(errors.New("the lab did not stay up"), err, dialErr)
+	}
+	self := filepath.Base(os.Args[0])
+	fmt.Fprintf(stdout, "\nThe network stays up. Enter a Pod, a node or the service:\n  %[1]s lab exec pod-1a -- CMD\nSee what there is, and take it down:\n  %[1]s lab status\n  %[1]s lab down\n", self)
 	return err
 }
