@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -59,6 +60,12 @@ func newSupervised(l *hosted, node string, ns *netns.NS, dir string) (*supervise
 func (a *supervised) stateFlag() string { return "--state-dir=" + filepath.Join(a.dir, "state") }
 
 func (a *supervised) configFlag() string { return "--config=" + a.volume.Path(configFile) }
+
+var folderForm = regexp.MustCompile(regexp.QuoteMeta(filesDir) + `/labs/[^/\s]+/agents/[^/\s]+/config/`)
+
+// WithoutFolders takes the host's folders off the names of configuration files
+// in what an agent says.
+func WithoutFolders(text string) string { return folderForm.ReplaceAllString(text, "") }
 
 func sameConfig(a, b *string) bool { return a == nil && b == nil || a != nil && b != nil && *a == *b }
 
