@@ -24,8 +24,10 @@ import (
 	"sordino/masq"
 )
 
-// TestAsOrdinaryUser runs all the others without rights.
-func TestAsOrdinaryUser(t *testing.T) { asOrdinaryUser(t, "^(TestCluster|TestSpec)") }
+// TestAsOrdinaryUser runs those without rights in which rights may matter.
+func TestAsOrdinaryUser(t *testing.T) {
+	asOrdinaryUser(t, "^TestCluster(IsMade|Without|Configuration|Commands|Outlives|OfAHost|AgentThatDies)")
+}
 
 func names(d *Driver, e *environment.Environment) []string {
 	var out []string
@@ -336,6 +338,20 @@ func TestClusterCommands(t *testing.T) {
 	if status, err = sh(t.Context(), "sleep 1000 & echo done", Streams{Stdout: &out}); status != 0 || err != nil || out.String() != "done\n" {
 		t.Errorf("a command that leaves one behind: %d, %v, %q", status, err, out.String())
 	}
+	// Orphans fall to the host, which has to take note of their end.
+	if status, err = sh(t.Context(), "(setsid true &) ; (setsid true &)", Streams{}); status != 0 || err != nil {
+		t.Errorf("a command that makes orphans: %d, %v", status, err)
+	}
+	eventually(t, func() error {
+		out.Reset()
+		if _, err := sh(t.Context(), "cat /proc/[0-9]*/stat", Streams{Stdout: &out}); err != nil {
+			return err
+		}
+		if strings.Contains(out.String(), ") Z ") {
+			return fmt.Errorf("dead processes are left:\n%s", out.String())
+		}
+		return nil
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	reader2, writer2, err := os.Pipe()
 	if err != nil {

@@ -30,20 +30,29 @@ func (c *Client) call(ctx context.Context, r request, result any) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	err = send(conn, r, nil)
-	if err == nil {
-		err = answer(conn, result)
-	}
+	err = asked(conn, send(conn, r, nil), result)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return err
 }
 
+// asked reads the answer to what was sent. One who is refused may be answered
+// and cut off before all was sent.
+func asked(conn net.Conn, sent error, result any) error {
+	err := answer(conn, result)
+	if sent != nil && errors.Is(err, errCutOff) {
+		return fmt.Errorf("asking the lab host: %w", sent)
+	}
+	return err
+}
+
+var errCutOff = errors.New("the lab host went away")
+
 func answer(from io.Reader, result any) error {
 	var a response
 	if err := json.NewDecoder(from).Decode(&a); err != nil {
-		return fmt.Errorf("the lab host went away: %w", err)
+		return fmt.Errorf("%w: %w", errCutOff, err)
 	}
 	switch {
 	case a.Missing:
@@ -207,15 +216,13 @@ func (c *Client) Exec(ctx context.Context, id, namespace string, cmd Command) (s
 		dir = "/"
 	}
 	r := request{Op: opExec, Lab: id, Name: namespace, Command: &command{cmd.Args, cmd.Env, dir, cmd.OfAgent}}
-	if err := send(conn, r, s.theirs); err != nil {
-		return 0, fmt.Errorf("asking the lab host: %w", err)
-	}
+	sent := send(conn, r, s.theirs)
 	s.handedOver()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	ended := make(chan struct{})
 	var passing sync.WaitGroup
 	passing.Go(func() { pass(conn, cmd.Signals, ended) })
-	err = answer(conn, &status)
+	err = asked(conn, sent, &status)
 	close(ended)
 	passing.Wait()
 	if ctx.Err() != nil {

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -67,14 +71,24 @@ func Start(dir string, args []string, output *os.File) (*os.Process, error) {
 		return nil, err
 	}
 	cmd.Dir = "/"
+	// What a server knows is not for agents and commands to see.
+	cmd.Env = slices.DeleteFunc(cmd.Env, func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return !slices.Contains([]string{"PATH", "HOME", "TMPDIR", isolate.Variable}, name)
+	})
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.ExtraFiles = []*os.File{socket, lock}
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(isolate.StartError(err), os.Remove(filepath.Join(dir, socketFile)))
 	}
+	if err := errors.Join(lock.Truncate(0), second(lock.WriteAt([]byte(strconv.Itoa(cmd.Process.Pid)+"\n"), 0))); err != nil {
+		return nil, errors.Join(fmt.Errorf("noting the lab host's number: %w", err), cmd.Process.Kill(), cmd.Wait())
+	}
 	go func() { _ = cmd.Wait() }() // takes note of its end, should we live to see it
 	return cmd.Process, nil
 }
+
+func second(_ int, err error) error { return err }
 
 // tryLock takes the folder's lock, or says ErrRunning.
 func tryLock(dir string) (*os.File, error) {
@@ -161,9 +175,14 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 	return c, nil
 }
 
+// startTime is how long a host may take to be there.
+const startTime = 30 * time.Second
+
 // Connect returns a client of the folder's host. It starts one if there is
 // none, and in the place of one that speaks another version of the protocol.
 func Connect(ctx context.Context, dir string) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
 	c := &Client{dir: dir}
 	started := false
 	for {
@@ -192,7 +211,8 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 			return nil, err
 		}
 		if err := pause(ctx); err != nil {
-			return nil, fmt.Errorf("waiting for the lab host of %s: %w", dir, err)
+			pid, _ := os.ReadFile(filepath.Join(dir, lockFile))
+			return nil, fmt.Errorf("the lab host of %s does not answer, and its lock is held (process %s); if nothing starts one just now, kill that process, and the labs are built again: %w", dir, bytes.TrimSpace(pid), err)
 		}
 	}
 }

@@ -202,7 +202,7 @@ func (a *supervised) finish(p *agentproc.Process) {
 }
 
 // statusTime is how long an agent may take to answer.
-const statusTime = 3 * time.Second
+const statusTime = 10 * time.Second
 
 func (a *supervised) status(ctx context.Context) AgentStatus {
 	a.mu.Lock()
