@@ -296,7 +296,7 @@ func (l *hosted) await(ctx context.Context, node string) (AgentStatus, error) {
 }
 
 // answerTime is how long a packet's answer is waited for.
-const answerTime = 3 * time.Second
+const answerTime = 10 * time.Second
 
 // probe sends a packet from each namespace and tells whom the service saw.
 func (l *hosted) probe(ctx context.Context, p Probe) ([]Seen, error) {
@@ -392,9 +392,8 @@ func cancelAll(ends []context.CancelFunc) {
 // awaitDropped asks the firewall what it dropped until all is answered.
 func (l *hosted) awaitDropped(service string, answered <-chan struct{}, each func(netip.Addr)) (map[netip.Addr]bool, error) {
 	all := map[netip.Addr]bool{}
-	look := time.NewTicker(5 * time.Millisecond)
-	defer look.Stop()
-	for last := false; ; {
+	look := firstLook
+	for last := false; ; look = min(2*look, lastLook) {
 		dropped, err := l.lab.Dropped(service)
 		if err != nil {
 			return all, err
@@ -409,7 +408,7 @@ func (l *hosted) awaitDropped(service string, answered <-chan struct{}, each fun
 		select {
 		case <-answered:
 			last = true
-		case <-look.C:
+		case <-time.After(look):
 		}
 	}
 }
