@@ -28,7 +28,7 @@ func (f failure) Error() string { return f.err.Error() }
 func (f failure) Unwrap() []error { return []error{f.status, f.err} }
 
 // interrupted is the exit status after Ctrl-C or SIGTERM.
-const interrupted = 130
+const interrupted = isolate.Interrupted
 
 // run is the whole program; it returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -55,7 +57,7 @@ ordinary user, and leaves nothing behind, however it ends.`,
 			}
 			args := []string{"demo", "--agent-binary", binary, "--output", o.output}
 			if o.keep {
-				return keepDemo(c.Context(), append(args, "--keep"), c.OutOrStdout())
+				return keepDemo(c.Context(), append(args, "--keep"), c.OutOrStdout(), c.ErrOrStderr())
 			}
 			return isolate.Run(c.Context(), args, c.OutOrStdout(), c.ErrOrStderr())
 		},
@@ -78,7 +80,7 @@ func agentBinary(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := os.Stat(path); err != nil {
+	if _, err := exec.LookPath(path); err != nil {
 		return "", fmt.Errorf("finding the agent program: %w; build it with \"make build\", or name it with --agent-binary", err)
 	}
 	return path, nil
@@ -110,12 +112,15 @@ func runDemo(ctx context.Context, d *demo.Demo, o demoOptions) error {
 	if err != nil {
 		return err
 	}
-	if failed > 0 {
-		fmt.Fprintf(d.Out, "%d rows are not as expected\n", failed)
-		return exit(1)
-	}
-	if o.output == "text" {
+	switch {
+	case o.output == "json": // says so itself
+	case failed > 0:
+		fmt.Fprintf(d.Out, "%d rows are not as expected.\n", failed)
+	default:
 		fmt.Fprintln(d.Out, "Every row is as expected.")
+	}
+	if failed > 0 {
+		return exit(1)
 	}
 	return nil
 }
@@ -132,13 +137,12 @@ func demoKept(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	}
 	d := o.demo(l, h.Dir("agents"), out)
 	defer func() { err = errors.Join(err, d.Stop(), l.Remove()) }()
-	if err := h.Add(keptLab, l, demo.Network()); err != nil {
+	var status exit
+	if err := runDemo(ctx, d, o); err != nil && !errors.As(err, &status) {
 		return err
 	}
-	shown := runDemo(ctx, d, o)
-	var differs exit
-	if shown != nil && !errors.As(shown, &differs) {
-		return shown
+	if err := h.Add(keptLab, l, demo.Network(), map[string]string{noteStatus: strconv.Itoa(int(status))}); err != nil {
+		return err
 	}
 	// Letting go of the output tells who waits for it that the lab is up.
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -155,7 +159,7 @@ func demoKept(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 }
 
 // keepDemo runs the demo in a host that stays, and returns when it is through.
-func keepDemo(ctx context.Context, args []string, stdout io.Writer) error {
+func keepDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	dir, err := keptDir()
 	if err != nil {
 		return err
@@ -169,7 +173,11 @@ func keepDemo(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer output.Close()
-	process, err := host.Start(dir, args, writer)
+	complaints, ok := stderr.(*os.File)
+	if !ok {
+		complaints = writer
+	}
+	process, err := host.Start(dir, args, writer, complaints)
 	if err := errors.Join(err, writer.Close()); err != nil {
 		return err
 	}
@@ -178,20 +186,44 @@ func keepDemo(ctx context.Context, args []string, stdout io.Writer) error {
 		_, err := io.Copy(stdout, output)
 		shown <- err
 	}()
-	select {
-	case err = <-shown:
-	case <-ctx.Done():
-		return errors.Join(ctx.Err(), process.Kill()) // all else goes with it
+	stop := context.AfterFunc(ctx, func() { _ = process.Kill() }) // all else goes with it
+	err = <-shown
+	if !stop() {
+		return errors.Join(exit(interrupted), tidy(ctx, dir))
 	}
-	client, dialErr := host.Dial(ctx, dir)
-	if dialErr != nil {
-		return errors.Join(errors.New("the lab did not stay up"), err)
-	}
-	labs, dialErr := client.Labs(ctx)
-	if dialErr != nil || len(labs) == 0 {
-		return errors.Join(errors.New("the lab did not stay up"), err, dialErr)
+	labs, labsErr := keptLabs(ctx, dir)
+	if labsErr != nil || err != nil {
+		// It said why, if the demo could not be shown.
+		_ = process.Kill()
+		return errors.Join(exit(1), err, tidy(ctx, dir))
 	}
 	self := filepath.Base(os.Args[0])
 	fmt.Fprintf(stdout, "\nThe network stays up. Enter a Pod, a node or the service:\n  %[1]s lab exec pod-1a -- CMD\nSee what there is, and take it down:\n  %[1]s lab status\n  %[1]s lab down\n", self)
-	return err
+	if status, _ := strconv.Atoi(labs[0].Notes[noteStatus]); status != 0 {
+		return exit(status)
+	}
+	return nil
+}
+
+// noteStatus is the kept lab's note of the demo's exit status.
+const noteStatus = "status"
+
+func keptLabs(ctx context.Context, dir string) ([]host.Status, error) {
+	client, err := host.Dial(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	labs, err := client.Labs(ctx)
+	if err == nil && len(labs) == 0 {
+		err = errors.New("the lab did not stay up")
+	}
+	return labs, err
+}
+
+// tidy removes the files of a host that was killed or has ended.
+func tidy(ctx context.Context, dir string) error {
+	if err := host.Down(context.WithoutCancel(ctx), dir); !errors.Is(err, host.ErrNoHost) {
+		return err
+	}
+	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -146,16 +148,31 @@ func labExec(ctx context.Context, dir, id string, args []string) error {
 	if err != nil {
 		return err
 	}
+	// Found here, because the caller's PATH counts. Statuses are a shell's.
+	program, err := exec.LookPath(args[1])
+	if err == nil {
+		program, err = filepath.Abs(program)
+	}
+	if err != nil {
+		return failure{127, fmt.Errorf("finding the command: %w", err)}
+	}
 	// What interrupts us interrupts the command, and its end is ours.
-	signals := make(chan syscall.Signal, 1)
-	defer context.AfterFunc(ctx, func() { signals <- syscall.SIGINT })()
-	status, err := client.Exec(context.WithoutCancel(ctx), id, args[0], host.Command{Args: args[1:], Env: os.Environ(), Dir: where,
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, passedOn...)
+	defer signal.Stop(signals)
+	status, err := client.Exec(context.WithoutCancel(ctx), id, args[0], host.Command{Args: append([]string{program}, args[2:]...), Env: os.Environ(), Dir: where,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: signals})
-	if err == nil && status != 0 {
+	switch {
+	case errors.Is(err, host.ErrNotStarted):
+		return failure{126, err}
+	case err == nil && status != 0:
 		return exit(status)
 	}
 	return err
 }
+
+// passedOn are the signals that a command in the lab gets.
+var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH}
 
 // hostCommand is how a lab's host is started; it is nobody's to type.
 func hostCommand() *cobra.Command {

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"sordino/environment"
 	"sordino/lab"
@@ -27,7 +26,7 @@ import (
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
-	Signals        <-chan syscall.Signal
+	Signals        <-chan os.Signal
 }
 
 // Exec runs a command in the worker Pod of a node and returns its exit status;
@@ -49,6 +48,10 @@ func (d *Driver) Exec(ctx context.Context, e *environment.Environment, node stri
 	}
 	status, err := c.Exec(ctx, e.UUID, worker, host.Command{Args: args, Env: append([]string{"PATH=" + os.Getenv("PATH")}, env...),
 		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Signals: s.Signals})
+	if errors.Is(err, host.ErrNotStarted) {
+		return 0, &environment.Error{Code: environment.FailedPrecondition, Reason: "COMMAND_NOT_STARTED",
+			Message: fmt.Sprintf("the Pod %s: %v", worker, err), Metadata: map[string]string{"node": node}}
+	}
 	return status, noCluster(e, err)
 }
 

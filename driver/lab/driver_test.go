@@ -319,7 +319,7 @@ func TestClusterCommands(t *testing.T) {
 		t.Errorf("a command that a signal ends: %d, %v", status, err)
 	}
 	// A signal is passed on, and a process that stays behind holds nobody up.
-	signals := make(chan syscall.Signal, 1)
+	signals := make(chan os.Signal, 1)
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -367,8 +367,8 @@ func TestClusterCommands(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("a command whose caller goes away: %v", err)
 	}
-	if status, err := d.Exec(t.Context(), e, "", []string{"no-such-program"}, nil, Streams{}); err == nil {
-		t.Errorf("a program that is not there: %d", status)
+	if status, err := d.Exec(t.Context(), e, "", []string{"no-such-program"}, nil, Streams{}); environment.CodeOf(err) != environment.FailedPrecondition {
+		t.Errorf("a program that is not there: %d, %v", status, err)
 	}
 	for _, node := range []string{"node-3", "node-0", "x"} {
 		if _, err := d.Exec(t.Context(), e, node, []string{"true"}, nil, Streams{}); err == nil {

@@ -21,6 +21,9 @@ type Client struct{ dir string }
 // ErrMissing says that a lab, a node or another namespace is not there.
 var ErrMissing = errors.New("not there")
 
+// ErrNotStarted says that a command could not be started.
+var ErrNotStarted = errors.New("starting the command")
+
 // call asks and waits for the answer. The end of the context cancels the
 // request.
 func (c *Client) call(ctx context.Context, r request, result any) error {
@@ -57,6 +60,8 @@ func answer(from io.Reader, result any) error {
 	switch {
 	case a.Missing:
 		return fmt.Errorf("%s: %w", a.Error, ErrMissing)
+	case a.NotStarted:
+		return fmt.Errorf("%w: %s", ErrNotStarted, a.Error)
 	case a.Error != "":
 		return errors.New(a.Error)
 	case result == nil:
@@ -72,7 +77,8 @@ func (c *Client) Hello(ctx context.Context) (h Hello, err error) {
 
 // Down takes everything down, the host too, and waits until it is gone.
 func (c *Client) Down(ctx context.Context) error {
-	if err := c.call(ctx, request{Op: opDown}, nil); err != nil {
+	// One that dies meanwhile is as good.
+	if err := c.call(ctx, request{Op: opDown}, nil); err != nil && !errors.Is(err, errCutOff) {
 		return err
 	}
 	for {
@@ -187,7 +193,7 @@ type Command struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Signals are passed on while it runs.
-	Signals <-chan syscall.Signal
+	Signals <-chan os.Signal
 	// OfAgent runs the node's agent program with Args, its state folder and,
 	// unless Args name one, its configuration.
 	OfAgent bool
@@ -231,14 +237,16 @@ func (c *Client) Exec(ctx context.Context, id, namespace string, cmd Command) (s
 	return status, errors.Join(err, s.drain())
 }
 
-func pass(conn net.Conn, signals <-chan syscall.Signal, ended <-chan struct{}) {
+func pass(conn net.Conn, signals <-chan os.Signal, ended <-chan struct{}) {
 	for {
 		select {
 		case s, open := <-signals:
 			if !open {
 				return
 			}
-			_, _ = conn.Write([]byte{byte(s)})
+			if number, ok := s.(syscall.Signal); ok {
+				_, _ = conn.Write([]byte{byte(number)})
+			}
 		case <-ended:
 			return
 		}

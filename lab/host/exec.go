@@ -76,7 +76,7 @@ func (h *Host) exec(ctx context.Context, r request, files []*os.File, signals <-
 		return cmd.Process.Pid, nil
 	})
 	if err != nil {
-		return 127, fmt.Errorf("running %s in %s: %w", args[0], r.Name, err)
+		return 0, notStarted{err}
 	}
 	for _, f := range files {
 		_ = f.Close() // the command has them
@@ -112,6 +112,11 @@ func (h *Host) exec(ctx context.Context, r request, files []*os.File, signals <-
 	}
 	return 0, err
 }
+
+// notStarted is an ErrNotStarted with the reason.
+type notStarted struct{ error }
+
+func (n notStarted) Is(target error) bool { return target == ErrNotStarted }
 
 // children are the host's child processes. It is the first process of its PID
 // namespace, and so gets the orphans of all that ran in it: those are nobody's

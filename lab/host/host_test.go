@@ -111,7 +111,7 @@ func TestThereIsOneHostAFolder(t *testing.T) {
 	if h, err := c.Hello(t.Context()); err != nil || fmt.Sprintln(h.PID) != said[0] || syscall.Kill(h.PID, 0) != nil {
 		t.Errorf("%+v, %v, want process %s", h, err, said[0])
 	}
-	if _, err := Start(dir, []string{Argument}, nil); !errors.Is(err, ErrRunning) {
+	if _, err := Start(dir, []string{Argument}, nil, nil); !errors.Is(err, ErrRunning) {
 		t.Errorf("a second one: %v", err)
 	}
 }

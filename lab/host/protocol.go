@@ -67,8 +67,10 @@ type command struct {
 type response struct {
 	Error string `json:"error,omitempty"`
 	// Missing tells an error that is a lab, a node or a namespace that is not there.
-	Missing bool            `json:"missing,omitempty"`
-	Result  json.RawMessage `json:"result,omitempty"`
+	Missing bool `json:"missing,omitempty"`
+	// NotStarted tells an error that is a command that could not be started.
+	NotStarted bool            `json:"notStarted,omitempty"`
+	Result     json.RawMessage `json:"result,omitempty"`
 }
 
 // Hello is what a host says of itself.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -193,7 +194,7 @@ func (h *Host) answer(conn net.Conn, result any, err error) {
 		a.Result, err = json.Marshal(result)
 	}
 	if err != nil {
-		a.Error, a.Missing = err.Error(), errors.Is(err, ErrMissing)
+		a.Error, a.Missing, a.NotStarted = err.Error(), errors.Is(err, ErrMissing), errors.Is(err, ErrNotStarted)
 		if a.Missing {
 			var m missing
 			if errors.As(err, &m) {
@@ -265,7 +266,7 @@ func (h *Host) find(id string) (*hosted, error) {
 }
 
 // Add makes a lab known that the caller has built itself, under an id.
-func (h *Host) Add(id string, l *lab.Lab, s lab.Spec) error {
+func (h *Host) Add(id string, l *lab.Lab, s lab.Spec, notes map[string]string) error {
 	added, err := h.findOrMake(id, func(string) (*lab.Lab, error) { return l, nil })
 	if err != nil {
 		return err
@@ -273,6 +274,7 @@ func (h *Host) Add(id string, l *lab.Lab, s lab.Spec) error {
 	added.state.Lock()
 	defer added.state.Unlock()
 	added.spec = s
+	maps.Copy(added.notes, notes)
 	return nil
 }
 

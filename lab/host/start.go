@@ -40,19 +40,21 @@ const Argument = "lab-host"
 var ErrRunning = errors.New("there is a lab host for this folder already")
 
 // Start starts this program again as the host of a folder, with the arguments,
-// which must lead to [Main] or [Serve]. Its output goes to the file; nil is
+// which must lead to [Main] or [New]. Its output goes to the files; nil is
 // host.log in the folder. The host stays when the caller ends.
-func Start(dir string, args []string, output *os.File) (*os.Process, error) {
+func Start(dir string, args []string, stdout, stderr *os.File) (*os.Process, error) {
 	lock, err := tryLock(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close() // the host has it then
-	if output == nil {
-		if output, err = os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
+	if stdout == nil || stderr == nil {
+		output, err := os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		if err != nil {
 			return nil, fmt.Errorf("starting the lab host: %w", err)
 		}
 		defer output.Close()
+		stdout, stderr = output, output
 	}
 	// The socket is made here: a host's mounts may be others, and who connects
 	// from now on waits until it serves.
@@ -76,7 +78,7 @@ func Start(dir string, args []string, output *os.File) (*os.Process, error) {
 		name, _, _ := strings.Cut(v, "=")
 		return !slices.Contains([]string{"PATH", "HOME", "TMPDIR", isolate.Variable}, name)
 	})
-	cmd.Stdout, cmd.Stderr = output, output
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.ExtraFiles = []*os.File{socket, lock}
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(isolate.StartError(err), os.Remove(filepath.Join(dir, socketFile)))
@@ -106,7 +108,19 @@ func tryLock(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("locking the lab host's folder: %w", err)
 	}
-	return lock, nil
+	// Who takes a host down removes the file: then this lock is nobody's.
+	mine, err := lock.Stat()
+	if err == nil {
+		var there fs.FileInfo
+		if there, err = os.Stat(lock.Name()); err == nil && os.SameFile(mine, there) {
+			return lock, nil
+		}
+	}
+	_ = lock.Close()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("locking the lab host's folder: %w", err)
+	}
+	return tryLock(dir)
 }
 
 // socketAddress is by way of the open folder, because a socket's path must not
@@ -202,7 +216,7 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 			return nil, fmt.Errorf("the lab host did not stay up: %w\n%s", err, text)
 		}
 		// None, or one that is dying.
-		_, err = Start(dir, []string{Argument}, nil)
+		_, err = Start(dir, []string{Argument}, nil, nil)
 		if err == nil {
 			started = true
 			continue
@@ -211,8 +225,7 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 			return nil, err
 		}
 		if err := pause(ctx); err != nil {
-			pid, _ := os.ReadFile(filepath.Join(dir, lockFile))
-			return nil, fmt.Errorf("the lab host of %s does not answer, and its lock is held (process %s); if nothing starts one just now, kill that process, and the labs are built again: %w", dir, bytes.TrimSpace(pid), err)
+			return nil, notAnswering(dir, err)
 		}
 	}
 }
@@ -228,7 +241,48 @@ func pause(ctx context.Context) error {
 }
 
 // Down takes a folder's host down, whatever version it is of, with all that it
-// holds; ErrNoHost says that there is none.
+// holds and its files; ErrNoHost says that there is none.
 func Down(ctx context.Context, dir string) error {
-	return (&Client{dir: dir}).Down(ctx)
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	was := ErrNoHost
+	for {
+		err := (&Client{dir: dir}).Down(ctx)
+		if err != nil && !errors.Is(err, ErrNoHost) {
+			return err
+		}
+		if err == nil {
+			was = nil
+		}
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return was
+		}
+		lock, err := tryLock(dir)
+		if err == nil {
+			return errors.Join(was, removeFiles(dir), lock.Close())
+		}
+		if !errors.Is(err, ErrRunning) {
+			return err
+		}
+		// One that is dying, or just being started.
+		if err := pause(ctx); err != nil {
+			return notAnswering(dir, err)
+		}
+	}
+}
+
+// removeFiles takes the files of a folder without a host away.
+func removeFiles(dir string) error {
+	var errs []error
+	for _, name := range []string{socketFile, logFile, lockFile} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func notAnswering(dir string, err error) error {
+	pid, _ := os.ReadFile(filepath.Join(dir, lockFile))
+	return fmt.Errorf("the lab host of %s does not answer, and its lock is held (process %s); if nothing starts one just now, kill that process, and its labs are built again: %w", dir, bytes.TrimSpace(pid), err)
 }
