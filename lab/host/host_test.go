@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -318,6 +319,41 @@ func TestOtherUsersAreRefused(t *testing.T) {
 	}
 	if _, err := c.Hello(t.Context()); err != nil {
 		t.Errorf("and the host is gone: %v", err)
+	}
+}
+
+func TestAHostWhoseFolderIsRemovedEnds(t *testing.T) {
+	dir := folder(t)
+	c, err := Connect(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Apply(t.Context(), "one", small()); err != nil {
+		t.Fatal(err)
+	}
+	h, err := c.Hello(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A watcher's connection ends with it.
+	watched := make(chan error, 1)
+	ready := make(chan struct{})
+	go func() { watched <- c.Watch(context.Background(), func() { close(ready) }, func(string) {}) }()
+	<-ready
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-watched; err == nil {
+		t.Error("the host went on")
+	}
+	deadline, look := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
+	defer look.Stop()
+	for syscall.Kill(h.PID, 0) != syscall.ESRCH {
+		select {
+		case <-deadline:
+			t.Fatal("the host is still there")
+		case <-look.C:
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
 	"sordino/internal/isolate"
@@ -90,6 +91,14 @@ func (h *Host) Serve(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { h.listener.Close() })()
 	var running sync.WaitGroup
 	running.Go(func() { h.children.reapOrphans(ctx) })
+	running.Go(func() {
+		if err := awaitUnlinked(ctx, lockFD); err != nil {
+			h.log.Warn("watching the folder; a host whose folder is removed would not notice", "error", err)
+		} else if ctx.Err() == nil {
+			h.log.Warn("the folder was removed: nobody can reach this host any more")
+			stop()
+		}
+	})
 	h.log.Info("serving", "protocol", Protocol, "pid", h.pid)
 	var served error
 	for {
@@ -110,6 +119,33 @@ func (h *Host) Serve(ctx context.Context) error {
 	}
 	running.Wait()
 	return errors.Join(served, h.removeAll())
+}
+
+// awaitUnlinked returns when an open file has no name any more, or the context
+// ends.
+func awaitUnlinked(ctx context.Context, fd int) error {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return err
+	}
+	defer watcher.Close()
+	// By way of the descriptor, because the name may be hidden by our mounts.
+	if err := watcher.Add(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil {
+		return err
+	}
+	for {
+		var stat unix.Stat_t
+		if err := unix.Fstat(fd, &stat); err != nil || stat.Nlink == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watcher.Events:
+		case err := <-watcher.Errors:
+			return err
+		}
+	}
 }
 
 func (h *Host) removeAll() error {
