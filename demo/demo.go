@@ -22,9 +22,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"sordino/internal/agentproc"
 	"sordino/internal/netns"
+	"sordino/internal/probe"
 	"sordino/lab"
 )
 
@@ -47,7 +49,7 @@ type Demo struct {
 
 	spec      lab.Spec
 	agents    []*nodeAgent
-	observers map[string]*observer
+	observers map[string]*probe.Observer
 	report    []Phase
 }
 
@@ -218,13 +220,13 @@ func (d *Demo) stopAgents() error {
 }
 
 func (d *Demo) openObservers() error {
-	d.observers = map[string]*observer{}
+	d.observers = map[string]*probe.Observer{}
 	for _, name := range []string{outside, "pod-1b", "pod-2a", "pod-2b", "node-2"} {
 		ns, err := d.Lab.Namespace(name)
 		if err != nil {
 			return err
 		}
-		if d.observers[name], err = observe(ns); err != nil {
+		if d.observers[name], err = probe.Observe(ns); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -240,6 +242,13 @@ func (d *Demo) closeObservers() error {
 	}
 	return errors.Join(errs...)
 }
+
+// How long a probe waits: long for an answer that should come, short for one
+// that a firewall should swallow.
+const (
+	answerTime  = 3 * time.Second
+	silenceTime = 250 * time.Millisecond
+)
 
 // single is one probe and its outcome.
 type single struct {
@@ -270,7 +279,7 @@ func (d *Demo) probeAll(ctx context.Context, inside, outward expectation) ([]Row
 			}
 			ctx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
-			p.saw, p.err = probe(ctx, p.source, p.protocol, p.address, d.observers[p.target.observer])
+			p.saw, p.err = probe.Send(ctx, p.source, p.protocol, p.address, d.observers[p.target.observer])
 		})
 	}
 	running.Wait()

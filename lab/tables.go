@@ -261,12 +261,20 @@ func dropped(ns *netns.NS) (sources []netip.Addr, err error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(elements) == 0 {
+			continue
+		}
+		var told []nftables.SetElement
 		for _, e := range elements {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {
 				sources = append(sources, a)
 			}
+			told = append(told, nftables.SetElement{Key: e.Key})
 		}
-		conn.FlushSet(set)
+		// Not the whole set: what was dropped since it was read is for the next call.
+		if err := conn.SetDeleteElements(set, told); err != nil {
+			return nil, fmt.Errorf("reading the firewall: %w", err)
+		}
 	}
 	return sources, conn.Flush()
 }

@@ -86,13 +86,13 @@ func (f *flags) settings() configfile.Settings {
 func (s *fileSource) Load() (agent.Loaded, error) {
 	result, err := configfile.Load(s.path, s.settings)
 	if err != nil {
-		rejected := &agent.Rejected{Err: err}
+		rejected := &agent.Rejected{Err: err, Digest: result.Digest}
 		for _, p := range configfile.Problems(err) {
 			rejected.Reasons = append(rejected.Reasons, p.Reason)
 		}
 		return agent.Loaded{}, rejected
 	}
-	loaded := agent.Loaded{Config: result.Config, Files: result.Files}
+	loaded := agent.Loaded{Config: result.Config, Files: result.Files, Digest: result.Digest}
 	for _, w := range result.Warnings {
 		loaded.Warnings = append(loaded.Warnings, w.String())
 	}

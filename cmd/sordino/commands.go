@@ -7,15 +7,15 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"sordino/internal/isolate"
 )
 
 // version is set by the build.
 var version = "devel"
 
 // exit is an error that is only an exit status: everything is said already.
-type exit int
-
-func (e exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+type exit = isolate.Exit
 
 // failure is an error with an exit status of its own.
 type failure struct {
@@ -28,7 +28,7 @@ func (f failure) Error() string { return f.err.Error() }
 func (f failure) Unwrap() []error { return []error{f.status, f.err} }
 
 // interrupted is the exit status after Ctrl-C or SIGTERM.
-const interrupted = 130
+const interrupted = isolate.Interrupted
 
 // run is the whole program; it returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(demoCommand(), labCommand(), &cobra.Command{
+	root.AddCommand(demoCommand(), labCommand(), hostCommand(), &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "sordino", version) },
 	})

@@ -8,13 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
+	"strconv"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"sordino/demo"
+	"sordino/internal/isolate"
 	"sordino/lab"
+	"sordino/lab/host"
 )
 
 // Where everything is, in the mount namespace of the inner process.
@@ -46,7 +48,7 @@ ordinary user, and leaves nothing behind, however it ends.`,
 			if o.output != "text" && o.output != "json" {
 				return fmt.Errorf("--output %q: write text or json", o.output)
 			}
-			if inside() {
+			if isolate.Inside() {
 				return demoInside(c.Context(), o, c.OutOrStdout())
 			}
 			binary, err := agentBinary(o.binary)
@@ -55,9 +57,9 @@ ordinary user, and leaves nothing behind, however it ends.`,
 			}
 			args := []string{"demo", "--agent-binary", binary, "--output", o.output}
 			if o.keep {
-				return startHolder(c.Context(), append(args, "--keep"), c.OutOrStdout(), c.ErrOrStderr())
+				return keepDemo(c.Context(), append(args, "--keep"), c.OutOrStdout(), c.ErrOrStderr())
 			}
-			return runInside(c.Context(), args, c.OutOrStdout(), c.ErrOrStderr())
+			return isolate.Run(c.Context(), args, c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
 	c.Flags().BoolVar(&o.keep, "keep", false, "leave the network up, to be looked at with \"sordino lab\"")
@@ -84,20 +86,28 @@ func agentBinary(path string) (string, error) {
 	return path, nil
 }
 
+// demoInside runs in namespaces of its own.
 func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	if o.keep {
-		unix.CloseOnExec(listenerFD) // the agents are not to hold it
+		return demoKept(ctx, o, out)
 	}
-	if err := settle(); err != nil {
+	if err := isolate.Settle(); err != nil {
 		return err
 	}
 	l, err := lab.Open(labDir)
 	if err != nil {
 		return err
 	}
-	d := &demo.Demo{Lab: l, Binary: o.binary, Dir: agentsDir, Out: out, JSON: o.output == "json"}
-	end := sync.OnceValue(func() error { return errors.Join(d.Stop(), l.Remove()) })
-	defer func() { err = errors.Join(err, end()) }()
+	d := o.demo(l, agentsDir, out)
+	defer func() { err = errors.Join(err, d.Stop(), l.Remove()) }()
+	return runDemo(ctx, d, o)
+}
+
+func (o demoOptions) demo(l *lab.Lab, dir string, out io.Writer) *demo.Demo {
+	return &demo.Demo{Lab: l, Binary: o.binary, Dir: dir, Out: out, JSON: o.output == "json"}
+}
+
+func runDemo(ctx context.Context, d *demo.Demo, o demoOptions) error {
 	failed, err := d.Run(ctx)
 	if err != nil {
 		return err
@@ -105,17 +115,115 @@ func demoInside(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	switch {
 	case o.output == "json": // says so itself
 	case failed > 0:
-		fmt.Fprintf(out, "%d rows are not as expected.\n", failed)
+		fmt.Fprintf(d.Out, "%d rows are not as expected.\n", failed)
 	default:
-		fmt.Fprintln(out, "Every row is as expected.")
+		fmt.Fprintln(d.Out, "Every row is as expected.")
 	}
-	status := 0
 	if failed > 0 {
-		status = 1
-		err = exit(status)
+		return exit(1)
 	}
-	if o.keep {
-		return errors.Join(err, hold(ctx, l, status, end))
+	return nil
+}
+
+// demoKept runs the demo in the process that holds its network afterwards.
+func demoKept(ctx context.Context, o demoOptions, out io.Writer) (err error) {
+	h, err := host.New()
+	if err != nil {
+		return err
 	}
-	return err
+	l, err := lab.Open(h.Dir("demo"))
+	if err != nil {
+		return err
+	}
+	d := o.demo(l, h.Dir("agents"), out)
+	defer func() { err = errors.Join(err, d.Stop(), l.Remove()) }()
+	var status exit
+	if err := runDemo(ctx, d, o); err != nil && !errors.As(err, &status) {
+		return err
+	}
+	if err := h.Add(keptLab, l, demo.Network(), map[string]string{noteStatus: strconv.Itoa(int(status))}); err != nil {
+		return err
+	}
+	// Letting go of the output tells who waits for it that the lab is up.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	for fd := range 3 {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return fmt.Errorf("telling that the lab is up: %w", err)
+		}
+	}
+	return h.Serve(ctx)
+}
+
+// keepDemo runs the demo in a host that stays, and returns when it is through.
+func keepDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	dir, err := keptDir()
+	if err != nil {
+		return err
+	}
+	// One kept lab a user: a new one takes the place of the old.
+	if err := host.Down(ctx, dir); err != nil && !errors.Is(err, host.ErrNoHost) {
+		return err
+	}
+	output, writer, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer output.Close()
+	complaints, ok := stderr.(*os.File)
+	if !ok {
+		complaints = writer
+	}
+	process, err := host.Start(dir, args, writer, complaints)
+	if err := errors.Join(err, writer.Close()); err != nil {
+		return err
+	}
+	shown := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(stdout, output)
+		shown <- err
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = process.Kill() }) // all else goes with it
+	err = <-shown
+	if !stop() {
+		return errors.Join(exit(interrupted), tidy(ctx, dir))
+	}
+	labs, labsErr := keptLabs(ctx, dir)
+	if labsErr != nil || err != nil {
+		// It said why, if the demo could not be shown.
+		_ = process.Kill()
+		return errors.Join(exit(1), err, tidy(ctx, dir))
+	}
+	self := filepath.Base(os.Args[0])
+	fmt.Fprintf(stdout, "\nThe network stays up. Enter a Pod, a node or the service:\n  %[1]s lab exec pod-1a -- CMD\nSee what there is, and take it down:\n  %[1]s lab status\n  %[1]s lab down\n", self)
+	if status, _ := strconv.Atoi(labs[0].Notes[noteStatus]); status != 0 {
+		return exit(status)
+	}
+	return nil
+}
+
+// noteStatus is the kept lab's note of the demo's exit status.
+const noteStatus = "status"
+
+func keptLabs(ctx context.Context, dir string) ([]host.Status, error) {
+	client, err := host.Dial(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	labs, err := client.Labs(ctx)
+	if err == nil && len(labs) == 0 {
+		err = errors.New("the lab did not stay up")
+	}
+	return labs, err
+}
+
+// tidy removes the files of a host that was killed or has ended.
+func tidy(ctx context.Context, dir string) error {
+	if err := host.Down(context.WithoutCancel(ctx), dir); !errors.Is(err, host.ErrNoHost) {
+		return err
+	}
+	return nil
 }

@@ -642,16 +642,16 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-func TestTheSocketsFolderMustBePrivate(t *testing.T) {
+func TestTheFolderOfAKeptLabMustBePrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "sordino")
 	t.Setenv("XDG_RUNTIME_DIR", filepath.Dir(dir))
-	if path, err := socketPath(); err != nil || path != filepath.Join(dir, "lab.sock") {
+	if path, err := keptDir(); err != nil || path != dir {
 		t.Errorf("%s %v", path, err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := socketPath(); err == nil || !strings.Contains(err.Error(), "closed to others") {
+	if _, err := keptDir(); err == nil || !strings.Contains(err.Error(), "closed to others") {
 		t.Errorf("a folder that others can enter: %v", err)
 	}
 	if err := os.Remove(dir); err != nil {
@@ -660,7 +660,7 @@ func TestTheSocketsFolderMustBePrivate(t *testing.T) {
 	if err := os.Symlink(t.TempDir(), dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := socketPath(); err == nil {
+	if _, err := keptDir(); err == nil {
 		t.Error("a symbolic link was followed")
 	}
 }

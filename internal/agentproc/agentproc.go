@@ -35,8 +35,11 @@ type Process struct {
 	exited chan struct{}
 
 	mu  sync.Mutex
-	log bytes.Buffer
+	log []byte // the end of it
 }
+
+// logKept is how much of the log is kept: a process may run for months.
+const logKept = 32 << 10
 
 // Start runs the program inside the namespace. line, when not nil, gets every
 // line of its log as it arrives.
@@ -59,7 +62,9 @@ func Start(ns *netns.NS, line func([]byte), binary string, args ...string) (*Pro
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
 			p.mu.Lock()
-			p.log.Write(append(lines.Bytes(), '\n'))
+			if p.log = append(append(p.log, lines.Bytes()...), '\n'); len(p.log) > 2*logKept {
+				p.log = append(p.log[:0], p.log[len(p.log)-logKept:]...)
+			}
 			p.mu.Unlock()
 			if line != nil {
 				line(lines.Bytes())
@@ -78,11 +83,21 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Exited is closed when the process has ended and its log is complete.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
-// Log is what it has said so far.
+// Log is what it has said, or the end of it.
 func (p *Process) Log() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.log.String()
+	return string(p.log)
+}
+
+// Ended says how it ended; empty while it runs.
+func (p *Process) Ended() string {
+	select {
+	case <-p.exited:
+		return p.cmd.ProcessState.String()
+	default:
+		return ""
+	}
 }
 
 // Stop ends the process as a kubelet does, and waits for it.

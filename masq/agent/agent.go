@@ -31,6 +31,8 @@ type Loaded struct {
 	Warnings []string
 	// Files are those that were read; none means the defaults.
 	Files []string
+	// Digest tells the text that was read from others; empty means no text.
+	Digest string
 }
 
 // Rejected says that a configuration cannot be used.
@@ -38,6 +40,8 @@ type Rejected struct {
 	// Reasons are short stable words, for metrics.
 	Reasons []string
 	Err     error
+	// Digest is as of Loaded.
+	Digest string
 }
 
 func (r *Rejected) Error() string { return r.Err.Error() }
@@ -310,6 +314,7 @@ func (a *Agent) load(log *slog.Logger, status *Status) bool {
 			log.Info("the configuration is valid again")
 		}
 		status.ConfigError, status.Warnings, status.Files = "", loaded.Warnings, loaded.Files
+		status.ConfigDigest = loaded.Digest
 		status.ConfigFrom = "files"
 		if len(loaded.Files) == 0 {
 			status.ConfigFrom = "defaults (there is no file)"
@@ -319,6 +324,10 @@ func (a *Agent) load(log *slog.Logger, status *Status) bool {
 		return changed
 	}
 
+	status.ConfigDigest = ""
+	if rejected := (*Rejected)(nil); errors.As(err, &rejected) {
+		status.ConfigDigest = rejected.Digest
+	}
 	if again := err.Error(); status.ConfigError != again {
 		status.ConfigError = again
 		a.countReject(err)

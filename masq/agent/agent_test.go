@@ -161,9 +161,12 @@ func TestARejectedConfigChangesNothing(t *testing.T) {
 		a, stop := start(t, s.settings(""))
 		defer stop()
 		before := a.Status()
-		s.set(func() { s.configErr = &Rejected{[]string{"cidr"}, errors.New("config:3:5: bad")} })
+		s.set(func() { s.configErr = &Rejected{[]string{"cidr"}, errors.New("config:3:5: bad"), "d2"} })
 		s.poke("source")
 		st := a.Status()
+		if st.ConfigDigest != "d2" {
+			t.Errorf("the rejected text's digest is not told: %q", st.ConfigDigest)
+		}
 		if st.ConfigError != "config:3:5: bad" || st.Hash != before.Hash || !st.Ready || len(s.writes) != 1 {
 			t.Fatalf("status %+v, writes %v", st, s.writes)
 		}
@@ -180,7 +183,7 @@ func TestARejectedConfigChangesNothing(t *testing.T) {
 
 func TestColdStartWithABadFile(t *testing.T) {
 	dir := t.TempDir()
-	bad := &Rejected{[]string{"syntax"}, errors.New("config:1:1: bad")}
+	bad := &Rejected{[]string{"syntax"}, errors.New("config:1:1: bad"), "d1"}
 	t.Run("no earlier run: the defaults", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newScripted()

@@ -20,7 +20,11 @@ type Status struct {
 	// ConfigFrom says what the configuration in force is made from.
 	ConfigFrom string   `json:"configFrom"`
 	Files      []string `json:"files,omitempty"`
-	Warnings   []string `json:"warnings,omitempty"`
+	// ConfigDigest is the SHA-256 of the text that was last looked at, accepted
+	// or rejected, so that a rollout sees that it has arrived; empty when there
+	// is no file.
+	ConfigDigest string   `json:"configDigest,omitempty"`
+	Warnings     []string `json:"warnings,omitempty"`
 	// Findings are what the configuration's author should know.
 	Findings []masq.Finding `json:"findings,omitempty"`
 	// Unreadable names other rules that could not be looked into.

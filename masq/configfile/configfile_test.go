@@ -2,6 +2,7 @@ package configfile
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"os"
@@ -305,5 +306,30 @@ func TestWatchIgnoresOtherFiles(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestDigestIsOfTheTextsThatWereLookedAt(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "ip-masq-agent")
+	for _, tc := range []struct {
+		text  string
+		valid bool
+	}{
+		{"", true},
+		{"cidrLimit: 3\n", true},
+		{"nonMasqueradeCIDRs: [x]\n", false},
+	} {
+		want := fmt.Sprintf("%x", sha256.Sum256([]byte(tc.text)))
+		if err := os.WriteFile(file, []byte(tc.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Load(file, Settings{})
+		if r.Digest != want || (err == nil) != tc.valid {
+			t.Errorf("%q: digest %s, error %v; want %s, valid %v", tc.text, r.Digest, err, want, tc.valid)
+		}
+	}
+	if r, err := Load(filepath.Join(dir, "none"), Settings{}); err != nil || r.Digest != "" {
+		t.Errorf("no file has the digest %q, %v", r.Digest, err)
 	}
 }

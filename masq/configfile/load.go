@@ -1,6 +1,8 @@
 package configfile
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,6 +26,10 @@ type Result struct {
 	Warnings []Warning
 	// Files are those that were read; none means the defaults.
 	Files []string
+	// Digest is the SHA-256 of the files' texts in their order, in hexadecimal,
+	// as "cat FILES | sha256sum" prints it; empty when there is no file. It is
+	// also set when the texts are rejected.
+	Digest string
 }
 
 // mergedPrefix is what the files of a folder have to begin with to count.
@@ -90,7 +96,7 @@ func readSources(path string) ([]Source, error) {
 
 // FromSources decodes and merges texts. None gives the defaults.
 func FromSources(sources []Source, s Settings) (Result, error) {
-	var result Result
+	result := Result{Digest: digest(sources)}
 	var files []parsed
 	var problems []error
 	for _, source := range sources {
@@ -109,7 +115,18 @@ func FromSources(sources []Source, s Settings) (Result, error) {
 	config, err := mergeInto(files, s)
 	result.Config = config
 	if err := errors.Join(append(problems, err)...); err != nil {
-		return Result{Warnings: result.Warnings, Files: result.Files}, err
+		return Result{Warnings: result.Warnings, Files: result.Files, Digest: result.Digest}, err
 	}
 	return result, nil
+}
+
+func digest(sources []Source) string {
+	if len(sources) == 0 {
+		return ""
+	}
+	sum := sha256.New()
+	for _, s := range sources {
+		sum.Write(s.Text)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
 }

@@ -1,4 +1,13 @@
-package demo
+// Package probe sends single packets through a network and tells which source
+// address the other side saw.
+//
+// It owns the service that answers and the packets that ask, in TCP, UDP and
+// ICMP and both families; namespaces belong to the caller. It refuses to guess:
+// an address is told only if the other side saw it.
+//
+// To debug it, ask a service by hand: connect to port 7000 by TCP, and it says
+// who you are to it.
+package probe
 
 import (
 	"bytes"
@@ -9,7 +18,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -18,12 +26,12 @@ import (
 	"sordino/internal/netns"
 )
 
-// port is where every target listens.
-const port = 7000
+// Port is where every observer listens.
+const Port = 7000
 
-// observer stands in one namespace and tells everybody who calls which address
+// Observer stands in one namespace and tells everybody who calls which address
 // it sees them with.
-type observer struct {
+type Observer struct {
 	closers []interface{ Close() error }
 	done    sync.WaitGroup
 
@@ -32,19 +40,19 @@ type observer struct {
 	news  *sync.Cond
 }
 
-// observe listens for TCP, UDP and ICMP of both families.
-func observe(ns *netns.NS) (*observer, error) {
-	o := &observer{pings: map[string]netip.Addr{}}
+// Observe listens for TCP, UDP and ICMP of both families.
+func Observe(ns *netns.NS) (*Observer, error) {
+	o := &Observer{pings: map[string]netip.Addr{}}
 	o.news = sync.NewCond(&o.mu)
 	var tcp net.Listener
 	var udp net.PacketConn
 	var ping4, ping6 *icmp.PacketConn
 	err := ns.Do(func() (err error) {
-		if tcp, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", port)); err != nil {
+		if tcp, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", Port)); err != nil {
 			return err
 		}
 		o.closers = append(o.closers, tcp)
-		if udp, err = net.ListenPacket("udp", fmt.Sprintf("[::]:%d", port)); err != nil {
+		if udp, err = net.ListenPacket("udp", fmt.Sprintf("[::]:%d", Port)); err != nil {
 			return err
 		}
 		o.closers = append(o.closers, udp)
@@ -68,7 +76,8 @@ func observe(ns *netns.NS) (*observer, error) {
 	return o, nil
 }
 
-func (o *observer) Close() error {
+// Close ends the service and waits until it has ended.
+func (o *Observer) Close() error {
 	var errs []error
 	for _, c := range o.closers {
 		errs = append(errs, c.Close())
@@ -77,7 +86,7 @@ func (o *observer) Close() error {
 	return errors.Join(errs...)
 }
 
-func (o *observer) serveTCP(l net.Listener) {
+func (o *Observer) serveTCP(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -99,7 +108,7 @@ func serveUDP(c net.PacketConn) {
 	}
 }
 
-func (o *observer) servePings(c *icmp.PacketConn, protocol int) {
+func (o *Observer) servePings(c *icmp.PacketConn, protocol int) {
 	buffer := make([]byte, 1500)
 	for {
 		n, from, err := c.ReadFrom(buffer)
@@ -120,12 +129,13 @@ func (o *observer) servePings(c *icmp.PacketConn, protocol int) {
 }
 
 // pinged waits for an echo request with the token.
-func (o *observer) pinged(ctx context.Context, token string) (netip.Addr, error) {
+func (o *Observer) pinged(ctx context.Context, token string) (netip.Addr, error) {
 	defer context.AfterFunc(ctx, o.news.Broadcast)()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for {
 		if a, ok := o.pings[token]; ok {
+			delete(o.pings, token)
 			return a, nil
 		}
 		if ctx.Err() != nil {
@@ -149,8 +159,9 @@ func addrOf(a net.Addr) netip.Addr {
 	return addr.Unmap()
 }
 
-// probe sends one probe and returns the address that the other side saw.
-func probe(ctx context.Context, from *netns.NS, protocol string, to netip.Addr, target *observer) (netip.Addr, error) {
+// Send sends one probe and returns the address that the other side saw. The
+// protocol is "tcp", "udp" or "icmp"; the target is the observer at the address.
+func Send(ctx context.Context, from *netns.NS, protocol string, to netip.Addr, target *Observer) (netip.Addr, error) {
 	if protocol == "icmp" {
 		return ping(ctx, from, to, target)
 	}
@@ -158,7 +169,7 @@ func probe(ctx context.Context, from *netns.NS, protocol string, to netip.Addr, 
 	err := from.Do(func() (err error) {
 		// The dialer must not hand the work to other threads: an address needs
 		// no resolver, and one address no race of families.
-		conn, err = (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, protocol, netip.AddrPortFrom(to, port).String())
+		conn, err = (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, protocol, netip.AddrPortFrom(to, Port).String())
 		return err
 	})
 	if err != nil {
@@ -179,7 +190,7 @@ func probe(ctx context.Context, from *netns.NS, protocol string, to netip.Addr, 
 	return netip.ParseAddr(string(bytes.TrimSpace(answer[:n])))
 }
 
-func ping(ctx context.Context, from *netns.NS, to netip.Addr, target *observer) (netip.Addr, error) {
+func ping(ctx context.Context, from *netns.NS, to netip.Addr, target *Observer) (netip.Addr, error) {
 	network, listen := "ip4:icmp", "0.0.0.0"
 	var kind icmp.Type = ipv4.ICMPTypeEcho
 	if to.Is6() {
@@ -206,10 +217,3 @@ func ping(ctx context.Context, from *netns.NS, to netip.Addr, target *observer) 
 	}
 	return target.pinged(ctx, token)
 }
-
-// How long a probe waits: long for an answer that should come, short for one
-// that a firewall should swallow.
-const (
-	answerTime  = 3 * time.Second
-	silenceTime = 250 * time.Millisecond
-)
