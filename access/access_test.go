@@ -308,7 +308,9 @@ func TestOIDC(t *testing.T) {
 }
 
 func TestGuard(t *testing.T) {
-	g := Guard{Hosts: []string{"sordino.example.com"}, Requests: 10, Refuse: func(w http.ResponseWriter, _ *http.Request, r Refusal) { http.Error(w, r.Reason, r.Status) }}
+	g := Guard{Hosts: []string{"sordino.example.com"}, Requests: 10, Refuse: func(w http.ResponseWriter, _ *http.Request, err error) {
+		http.Error(w, reasonOf(err), http.StatusForbidden)
+	}}
 	handler := g.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "in") }))
 	for _, test := range []struct{ host, origin, want string }{
 		{"127.0.0.1:8080", "", "in"}, {"localhost:8080", "", "in"}, {"[::1]:8080", "", "in"}, {"::1", "", "in"},
@@ -332,7 +334,7 @@ func TestGuard(t *testing.T) {
 
 func TestTooManyRequests(t *testing.T) {
 	inside, leave := make(chan struct{}), make(chan struct{})
-	g := Guard{Requests: 1, Refuse: func(w http.ResponseWriter, _ *http.Request, r Refusal) { w.WriteHeader(r.Status) }}
+	g := Guard{Requests: 1, Refuse: func(w http.ResponseWriter, _ *http.Request, err error) { w.WriteHeader(http.StatusTooManyRequests) }}
 	handler := g.Wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { inside <- struct{}{}; <-leave }))
 	call := func() int {
 		r := httptest.NewRequest("GET", "/", nil)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"sordino/environment"
 )
 
 // Guard keeps out what should not reach the API at all.
@@ -22,14 +24,11 @@ type Guard struct {
 	Requests int
 	Wait     time.Duration
 	// Refuse answers in the API's own form.
-	Refuse func(w http.ResponseWriter, r *http.Request, err Refusal)
+	Refuse func(w http.ResponseWriter, r *http.Request, err error)
 }
 
-// Refusal is why a request was kept out.
-type Refusal struct {
-	Status  int // HTTP
-	Reason  string
-	Message string
+func refusal(code environment.Code, reason, format string, args ...any) error {
+	return &environment.Error{Code: code, Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
 // Wrap returns a handler behind the guard.
@@ -37,13 +36,11 @@ func (g Guard) Wrap(next http.Handler) http.Handler {
 	under := make(chan struct{}, g.Requests)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !g.called(r.Host) {
-			g.Refuse(w, r, Refusal{http.StatusForbidden, "HOST_NOT_ALLOWED",
-				fmt.Sprintf("this server is not called %q; name it with --host if it should be", r.Host)})
+			g.Refuse(w, r, refusal(environment.PermissionDenied, "HOST_NOT_ALLOWED", "this server is not called %q; name it with --host if it should be", r.Host))
 			return
 		}
 		if origin := r.Header.Get("Origin"); origin != "" && !g.sameOrigin(r, origin) {
-			g.Refuse(w, r, Refusal{http.StatusForbidden, "ORIGIN_NOT_ALLOWED",
-				fmt.Sprintf("a page of %q may not call this server", origin)})
+			g.Refuse(w, r, refusal(environment.PermissionDenied, "ORIGIN_NOT_ALLOWED", "a page of %q may not call this server", origin))
 			return
 		}
 		select {
@@ -56,8 +53,7 @@ func (g Guard) Wrap(next http.Handler) http.Handler {
 			case <-r.Context().Done():
 				return
 			case <-timer.C:
-				g.Refuse(w, r, Refusal{http.StatusTooManyRequests, "TOO_MANY_REQUESTS",
-					fmt.Sprintf("%d requests are under way already; try again soon", g.Requests)})
+				g.Refuse(w, r, refusal(environment.ResourceExhausted, "TOO_MANY_REQUESTS", "%d requests are under way already; try again soon", g.Requests))
 				return
 			}
 		}

@@ -1,9 +1,9 @@
 // Package agentconfig connects a user's configuration of the agent with the
 // cluster that it is for.
 //
-// It owns the check of a configuration ([Check]), the file that a node gets
-// ([Render]) and the ranges that are exempt whatever the user writes
-// ([Exemptions]). It reads configurations with the agent's own code.
+// It owns the check of a configuration ([Check]), the ranges that are exempt
+// whatever the user writes ([Exemptions]) and what is exempt in all
+// ([Effective]). It reads configurations with the agent's own code.
 //
 // It refuses a text that the agent would refuse, with line, column and fix,
 // and one whose lists would have the cluster's own traffic masqueraded: with
@@ -11,18 +11,14 @@
 // the masquerade rules. The agent would exempt those ranges all the same, but
 // a list that says otherwise is a mistake that somebody should see.
 //
-// To debug it, look at what Render gives: it is the node's file, byte for byte.
+// To debug it, give the text to "ip-masq-agent lint": the code is the same.
 package agentconfig
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
-
-	"go.yaml.in/yaml/v3"
 
 	"sordino/environment"
 	"sordino/environment/address"
@@ -36,9 +32,9 @@ const field = "agent.config"
 // source is what complaints call the user's text.
 const source = "config"
 
-// settings are how the agents of an environment are run: as GKE does, with
-// --nomasq-all-reserved-ranges, and for IPv4.
-var settings = configfile.Settings{ReservedRanges: true}
+// settings are how the agents of an environment are run: with upstream's
+// defaults, and for IPv4.
+var settings configfile.Settings
 
 // Exemption is a range that the agents exempt of themselves.
 type Exemption struct {
@@ -99,13 +95,6 @@ func Check(text string, plan address.Plan) ([]environment.Violation, error) {
 	}
 	if len(missing) > 0 {
 		violations = append(violations, uncoversCluster(result.Config, missing))
-	}
-	if len(violations) > 0 {
-		return violations, nil
-	}
-	if _, err := Render(text, plan); err != nil {
-		violations = append(violations, environment.Violation{Field: field, Reason: "AGENT_CONFIG_INVALID",
-			Description: fmt.Sprintf("The agent's configuration cannot be used: %s.", err)})
 	}
 	return violations, nil
 }
@@ -194,111 +183,25 @@ func uncoversCluster(c masq.Config, missing []Exemption) environment.Violation {
 		Metadata:    map[string]string{"missingRanges": strings.Join(ranges, ", ")}}
 }
 
-// Render is the file that a node's agent reads: the user's text as it is, with
-// the cluster's ranges behind it, so that the agent exempts them and knows
-// whose traffic to masquerade. Where the text has no list, it has the default
-// one. The text has passed Check.
-func Render(text string, plan address.Plan) (string, error) {
-	user, err := configfile.FromSources([]configfile.Source{{Name: source, Text: []byte(text)}}, settings)
-	if err != nil {
-		return "", fmt.Errorf("the agent's configuration: %w", err)
-	}
-	added := additions(user.Config, plan)
-	// Most texts can simply be continued, which keeps the user's lines where
-	// they are. Whether that has worked is read, not guessed: a JSON text, an
-	// indented one or one with a second document cannot be continued.
-	rendered := text
-	if rendered != "" && !strings.HasSuffix(rendered, "\n") {
-		rendered += "\n"
-	}
-	rendered += added
-	if says(rendered, user.Config, plan) {
-		return rendered, nil
-	}
-	block, err := blockStyle(text)
-	if err != nil {
-		return "", err
-	}
-	if rendered = block + added; says(rendered, user.Config, plan) {
-		return rendered, nil
-	}
-	return "", errors.New("it cannot be joined with the cluster's ranges; write it as YAML in block style, one key a line, in one document")
-}
-
-// additions are the keys that the server writes behind the user's text.
-func additions(c masq.Config, plan address.Plan) string {
-	var b strings.Builder
-	list := func(key string, ranges []masq.Range) {
-		if len(ranges) == 0 {
-			return
-		}
-		fmt.Fprintf(&b, "%s:\n", key)
-		for _, r := range ranges {
-			fmt.Fprintf(&b, "- %s\n", r.Prefix)
-		}
-	}
-	own := cluster(plan)
-	if !c.NonMasqueradeGiven && len(c.Masquerade) == 0 {
-		b.WriteString("# The default list, and the cluster's ranges that it does not hold.\n")
-		ranges := masq.DefaultNonMasquerade(settings.ReservedRanges)
-		for _, r := range own.All() {
-			if !slices.ContainsFunc(ranges, func(d masq.Range) bool {
-				return d.Prefix.Overlaps(r.Prefix) && d.Prefix.Bits() <= r.Prefix.Bits()
-			}) {
-				ranges = append(ranges, r)
-			}
-		}
-		list("nonMasqueradeCIDRs", ranges)
-	}
-	b.WriteString("# The cluster's own ranges, written by the server: always exempt.\n")
-	list("nodeCIDRs", own.Node)
-	list("podCIDRs", own.Pod)
-	list("serviceCIDRs", own.Service)
-	return b.String()
-}
-
-// says reports whether a text has the user's settings and the cluster's
-// ranges.
-func says(text string, user masq.Config, plan address.Plan) bool {
+// Effective are the destinations that see Pod addresses with a configuration:
+// the user's and the cluster's own, disjoint and in order.
+func Effective(text string, plan address.Plan) ([]netip.Prefix, error) {
 	result, err := configfile.FromSources([]configfile.Source{{Name: source, Text: []byte(text)}}, settings)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	got := result.Config
-	own := cluster(plan)
-	if !samePrefixes(got.Cluster.Node, own.Node) || !samePrefixes(got.Cluster.Pod, own.Pod) || !samePrefixes(got.Cluster.Service, own.Service) {
-		return false
+	config := result.Config
+	config.Cluster = cluster(plan)
+	config.SNATAddress = nil // changes no exemption, and is a matter of the node
+	rules, _, err := masq.Plan(config, masq.Options{}, masq.Facts{})
+	if err != nil {
+		return nil, err
 	}
-	listGiven := user.NonMasqueradeGiven || len(user.Masquerade) > 0
-	if listGiven && !samePrefixes(got.NonMasquerade, user.NonMasquerade) || !samePrefixes(got.Masquerade, user.Masquerade) || !samePrefixes(got.SNATAddress, user.SNATAddress) {
-		return false
+	var out []netip.Prefix
+	if family, ok := rules.Of(masq.IPv4); ok {
+		for _, i := range family.Exempt {
+			out = append(out, i.Prefixes()...)
+		}
 	}
-	return got.MasqLinkLocal == user.MasqLinkLocal && got.MasqLinkLocalIPv6 == user.MasqLinkLocalIPv6 &&
-		got.ResyncInterval == user.ResyncInterval && got.CIDRLimit == user.CIDRLimit &&
-		got.EnforceNonMasquerade == user.EnforceNonMasquerade && slices.Equal(got.OutputInterfaces, user.OutputInterfaces)
-}
-
-func samePrefixes(a, b []masq.Range) bool {
-	return slices.EqualFunc(a, b, func(x, y masq.Range) bool { return x.Prefix == y.Prefix })
-}
-
-// blockStyle writes a text's first document anew, in the style that keys can
-// be added to.
-func blockStyle(text string) (string, error) {
-	var document yaml.Node
-	decoder := yaml.NewDecoder(bytes.NewReader([]byte(text)))
-	if err := decoder.Decode(&document); err != nil {
-		return "", err
-	}
-	if len(document.Content) != 1 || len(document.Content[0].Content) == 0 {
-		return "", nil // null, or a mapping without keys
-	}
-	document.Content[0].Style &^= yaml.FlowStyle
-	// The server's own keys come behind: the last one of a key counts.
-	var b bytes.Buffer
-	encoder := yaml.NewEncoder(&b)
-	if err := encoder.Encode(&document); err != nil {
-		return "", err
-	}
-	return b.String(), encoder.Close()
+	return out, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"unicode/utf8"
 
@@ -185,4 +186,9 @@ func notServed(method string) error {
 		message += "; " + use
 	}
 	return &environment.Error{Code: environment.Unimplemented, Reason: "METHOD_NOT_IMPLEMENTED", Message: message, Metadata: map[string]string{"method": method}}
+}
+
+// Refuse answers a request that does not reach the API, in the API's own form.
+func Refuse(w http.ResponseWriter, r *http.Request, err error) {
+	rest.WriteError(w, Status(r.Context(), err, nil))
 }

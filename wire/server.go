@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/textproto"
+	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,7 +49,9 @@ type Service struct {
 // default.
 type Options struct {
 	Environments Environments
-	// Services are served beside Google's, over gRPC and REST alike.
+	// Agents, when not nil, adds the services of our own.
+	Agents *Agents
+	// Services are served beside these, over gRPC and REST alike.
 	Services []Service
 	// Authorize decides who may make a call, before its request is validated and
 	// before anything is looked up (AIP-211): an error is the answer. It sees
@@ -135,7 +139,11 @@ func New(o Options) (*Server, error) {
 			Descriptor: operationsDescriptor, Methods: operations, Implementation: implementation, Rules: operationRules(v), Types: types,
 		})
 	}
-	for _, one := range o.Services {
+	further := slices.Clone(o.Services)
+	if o.Agents != nil {
+		further = append(further, o.Agents.services(implementation)...)
+	}
+	for _, one := range further {
 		desc := *one.Methods
 		desc.Methods = nil
 		for _, m := range one.Methods.Methods {
@@ -144,7 +152,8 @@ func New(o Options) (*Server, error) {
 			})})
 		}
 		s.grpc.RegisterService(&desc, one.Implementation)
-		served = append(served, rest.Service{Descriptor: one.Descriptor, Methods: &desc, Implementation: one.Implementation})
+		// Their operations hold Composer's messages.
+		served = append(served, rest.Service{Descriptor: one.Descriptor, Methods: &desc, Implementation: one.Implementation, Types: types{all[V1].types}})
 	}
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflectionOptions := reflection.ServerOptions{Services: s.grpc, DescriptorResolver: resolver{files}, ExtensionResolver: protoregistry.GlobalTypes}
@@ -354,7 +363,7 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 			err = Status(ctx, err, s.o.Log).Err()
 		}
 	}()
-	ctx, end, err := s.begin(ctx, grpcCall(ctx, info.FullMethod, ""))
+	ctx, end, err := s.begin(ctx, grpcCall(ctx, info.FullMethod, streamResource(ctx)))
 	if err != nil {
 		return err
 	}
@@ -365,6 +374,26 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		}
 	}()
 	return handler(srv, &authorizedStream{stream, ctx})
+}
+
+// routingHeader tells what a call is about before its first message; Google's
+// clients send it with every call. A stream is authorized by it, so a handler
+// must refuse a message that is about something else.
+const routingHeader = "x-goog-request-params"
+
+// streamResource is the resource that a stream's routing header names.
+func streamResource(ctx context.Context) string {
+	md, _ := metadata.FromIncomingContext(ctx)
+	for _, header := range md.Get(routingHeader) {
+		values, err := url.ParseQuery(header)
+		if err != nil {
+			continue
+		}
+		for _, v := range values {
+			return v[0]
+		}
+	}
+	return ""
 }
 
 // authorizedStream has the context that Authorize returned.

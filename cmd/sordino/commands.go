@@ -34,14 +34,16 @@ const interrupted = isolate.Interrupted
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
 		Use:           "sordino",
-		Short:         "Networks of namespaces on this machine, and the ip-masq-agent in them",
+		Short:         "Environments whose Pods reach services that accept only node addresses",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(demoCommand(), labCommand(), hostCommand(), &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "sordino", version) },
-	})
+	var r remote
+	root.AddCommand(serveCommand(), envCommand(), tokenCommand(), environmentsCommand(&r), operationsCommand(&r), imageVersionsCommand(&r), masqCommand(&r),
+		demoCommand(), labCommand(), hostCommand(), &cobra.Command{
+			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+			Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "sordino", version) },
+		})
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

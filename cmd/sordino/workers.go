@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"os/signal"
 	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/metadata"
 
 	workerv1 "sordino/api/sordino/worker/v1"
 	"sordino/client"
@@ -44,7 +46,8 @@ func runWorker(c *cobra.Command, s *client.Client, start *workerv1.Start) error 
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	stream, err := s.Workers.Run(ctx)
+	// The server decides by this header, before the first message, who may.
+	stream, err := s.Workers.Run(metadata.AppendToOutgoingContext(ctx, "x-goog-request-params", "environment="+url.QueryEscape(start.Environment)))
 	if err != nil {
 		return err
 	}
