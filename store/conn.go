@@ -45,19 +45,6 @@ func (c *conn) exec(query string, arguments ...any) error {
 	return err
 }
 
-// changes is exec that returns how many rows it changed.
-func (c *conn) changes(query string, arguments ...any) (int64, error) {
-	s, err := c.prepare(query)
-	if err != nil {
-		return 0, err
-	}
-	result, err := s.Exec(arguments...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
-
 // query calls each for every row.
 func (c *conn) query(query string, arguments []any, each func(*sql.Rows) error) error {
 	s, err := c.prepare(query)
