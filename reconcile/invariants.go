@@ -55,7 +55,7 @@ func CheckInvariants(ctx context.Context, store environment.Store) error {
 				wrong("%s is %v and no operation runs", e.Name, e.State)
 			case unsettled && o.Type != t, !unsettled && o != nil && o.Type != environment.Check:
 				wrong("%s is %v while %s runs, a %v", e.Name, e.State, o.Name, o.Type)
-			case o != nil && o.Type != environment.Check && o.Generation != e.Generation:
+			case unsettled && o.Type != environment.Delete && o.Generation != e.Generation:
 				wrong("%s is for generation %d of %s, which is at %d", o.Name, o.Generation, e.Name, e.Generation)
 			}
 			// Elsewhere it is an observation of something that was.

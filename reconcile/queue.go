@@ -25,8 +25,8 @@ type queue struct {
 // activity is an environment at a worker.
 type activity struct {
 	again, urgent bool
-	// poked says that the environment was added again: what it waits for may
-	// have changed.
+	// poked says that somebody asked for the environment again: what it waits
+	// for may have changed.
 	poked chan struct{}
 }
 
@@ -41,9 +41,11 @@ func (q *queue) add(name environment.Name, urgent bool) {
 	defer q.mu.Unlock()
 	if a := q.active[name]; a != nil {
 		a.again, a.urgent = true, a.urgent || urgent
-		select {
-		case a.poked <- struct{}{}:
-		default:
+		if urgent {
+			select {
+			case a.poked <- struct{}{}:
+			default:
+			}
 		}
 		return
 	}

@@ -29,6 +29,8 @@ type Options struct {
 const (
 	firstPause = 100 * time.Millisecond // after the first failure; doubled after each more
 	lastPause  = 15 * time.Second
+	// lastTry is what is kept of a step's time for a last attempt.
+	lastTry = time.Second
 	// observeWithin and pruneWithin bound calls of the driver that are no steps.
 	observeWithin = 30 * time.Second
 	pruneWithin   = time.Minute
@@ -158,10 +160,10 @@ func (r *Reconciler) scan(ctx context.Context) error {
 			return err
 		}
 		for _, e := range environments {
-			r.Wake(e.Name)
+			r.queue.add(e.Name, false)
 		}
 		for _, o := range operations {
-			r.Wake(o.Target)
+			r.queue.add(o.Target, false)
 		}
 		return nil
 	})
@@ -189,7 +191,7 @@ func (r *Reconciler) forget(ctx context.Context) error {
 // watch listens to the driver.
 func (r *Reconciler) watch(ctx context.Context) {
 	for try := 1; ctx.Err() == nil; try++ {
-		began := r.Now()
+		began := time.Now()
 		err := r.Driver.Watch(ctx, func(uuid string) {
 			if uuid == "" {
 				r.checkAll()
@@ -205,7 +207,7 @@ func (r *Reconciler) watch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if r.Now().Sub(began) > lastPause {
+		if time.Since(began) > lastPause {
 			try = 1
 		}
 		r.Log.Error("listening to the driver", "error", err, "again in", pause(try))

@@ -336,9 +336,9 @@ func (j *job) run(ctx context.Context, prefix string, steps []Step, within time.
 				}
 				return errCancelled
 			}
-			began := j.Now()
+			began := time.Now()
 			detail, err := j.do(ctx, step, left)
-			left -= j.Now().Sub(began)
+			left -= time.Since(began)
 			if ctx.Err() != nil {
 				return errParked
 			}
@@ -354,19 +354,19 @@ func (j *job) run(ctx context.Context, prefix string, steps []Step, within time.
 				break
 			}
 			j.log.Warn("a step failed", "step", prefix+step.Name, "attempt", try, "error", err)
-			wait := pause(try)
-			if final := j.final(prefix+step.Name, try, wait >= left, within, err); final != nil {
+			if final := j.final(prefix, step.Name, try, left <= lastTry, within, err); final != nil {
 				if err := j.record(ctx, set(i, environment.Failed, err.Error())); err != nil {
 					return err
 				}
 				return final
 			}
+			wait := min(pause(try), left-lastTry)
 			if err := j.record(ctx, set(i, environment.Working, fmt.Sprintf("attempt %d: %v; the next within %s", try, err, wait))); err != nil {
 				return err
 			}
-			j.a.wait(ctx, wait)
-			left -= wait
-			// Woken perhaps because somebody cancels.
+			began = time.Now()
+			j.a.wait(ctx, wait) // ends early when woken: somebody cancels, perhaps
+			left -= time.Since(began)
 			if err := j.reread(ctx); err != nil {
 				return err
 			}
@@ -408,8 +408,12 @@ func (j *job) do(ctx context.Context, s Step, within time.Duration) (detail stri
 }
 
 // final is a step's error when it ends the operation; else nil.
-func (j *job) final(step string, tries int, late bool, within time.Duration, err error) *environment.Error {
+func (j *job) final(prefix, step string, tries int, late bool, within time.Duration, err error) *environment.Error {
 	about := fmt.Sprintf("%s of %s: %s", verb(j.o), j.e.Name, step)
+	advice := "; mend that, then ask again"
+	if prefix != "" { // it is told together with why the way back was taken
+		about, advice = prefix+step, ""
+	}
 	var refused *environment.Error
 	if errors.As(err, &refused) {
 		worded := *refused
@@ -420,7 +424,7 @@ func (j *job) final(step string, tries int, late bool, within time.Duration, err
 		return nil
 	}
 	return &environment.Error{Code: environment.Unavailable, Reason: "STEP_TIMED_OUT",
-		Message:  fmt.Sprintf("%s: did not succeed within %s in %d attempts: %v; mend that, then ask again", about, within, tries, err),
+		Message:  fmt.Sprintf("%s: did not succeed within %s in %d attempts: %v%s", about, within, tries, err, advice),
 		Metadata: map[string]string{"environment": j.e.Name.String(), "step": step, "limit": within.String(), "cause": err.Error()}}
 }
 
@@ -509,11 +513,11 @@ func (j *job) mend(ctx context.Context) error {
 		if current.UUID != j.e.UUID || current.Revision != j.e.Revision {
 			return errStale
 		}
-		began := j.Now()
+		began := time.Now()
 		if _, err := j.do(ctx, step, left); err != nil {
 			return fmt.Errorf("%s: %w", step.Name, err)
 		}
-		left -= j.Now().Sub(began)
+		left -= time.Since(began)
 	}
 	return j.look(ctx)
 }

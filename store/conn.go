@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 )
 
 // conn is one connection with the statements that it has compiled. There are
@@ -24,6 +25,16 @@ func (s *Store) connect(write bool) (*conn, error) {
 		}
 	}
 	return &conn{c, map[string]*sql.Stmt{}}, nil
+}
+
+// close also frees the statements: SQLite keeps a connection in memory that
+// has any.
+func (c *conn) close() error {
+	var errs []error
+	for _, s := range c.statements {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, c.sql.Close())...)
 }
 
 func (c *conn) prepare(query string) (*sql.Stmt, error) {

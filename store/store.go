@@ -141,7 +141,7 @@ func (s *Store) Close() error {
 		for _, pool := range []chan *conn{s.reader, s.writer} {
 			for range cap(pool) {
 				if c := <-pool; c != nil {
-					errs = append(errs, c.sql.Close())
+					errs = append(errs, c.close())
 				}
 			}
 			close(pool)
@@ -174,7 +174,7 @@ func (s *Store) run(ctx context.Context, pool chan *conn, begin string, do func(
 		if !t.committed {
 			// A write that failed may have rolled back all by itself.
 			if rollback := c.exec("ROLLBACK"); rollback != nil && !c.idle() {
-				_ = c.sql.Close() // whatever it holds ends with it
+				_ = c.close() // whatever it holds ends with it
 				c = nil
 			}
 		}

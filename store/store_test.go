@@ -469,3 +469,25 @@ func TestModes(t *testing.T) {
 		t.Errorf("modes (-want +got):\n%s", diff)
 	}
 }
+
+// A clean end leaves one file with everything in it, which can be copied.
+func TestCloseLeavesOneFile(t *testing.T) {
+	folder := storetest.Folder(t)
+	s, err := store.Open(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	update(t, s, func(tx environment.Tx) error { return tx.PutEnvironment(number(1)) })
+	view(t, s, func(tx environment.Tx) error { _, err := tx.Environment(number(1).Name); return err })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sordino.db-wal", "sordino.db-shm"} {
+		if _, err := os.Stat(filepath.Join(folder, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := s.Update(t.Context(), func(environment.Tx) error { return nil }); err == nil {
+		t.Error("a closed database was written")
+	}
+}
