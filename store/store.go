@@ -148,7 +148,7 @@ func (s *Store) Close() error {
 		}
 		errs = append(errs, s.db.Close())
 	}
-	return errors.Join(append(errs, s.lock.Close())...)
+	return errors.Join(append(errs, unlock(s.lock))...)
 }
 
 // View implements [environment.Store].
@@ -246,10 +246,10 @@ func (s *Store) Backup(ctx context.Context, path string) error {
 	if err := file.Close(); err != nil {
 		return err
 	}
-	c, err := s.take(ctx, s.reader)
+	c, err := s.connect(true) // to SQLite it is a write, if to another file
 	if err == nil {
 		_, err = c.sql.ExecContext(ctx, "VACUUM INTO ?", path)
-		s.reader <- c
+		err = errors.Join(err, c.close())
 	}
 	if err == nil {
 		// VACUUM INTO does not sync.
