@@ -15,8 +15,13 @@ import (
 
 // stored is a database with n environments in it and a succeeded create of
 // each.
-func stored(tb testing.TB, folder string, n int) *store.Store {
-	s := storetest.OpenIn(tb, folder)
+func stored(tb testing.TB, n int) *store.Store {
+	s := storetest.Open(tb)
+	fill(tb, s, n)
+	return s
+}
+
+func fill(tb testing.TB, s *store.Store, n int) {
 	update(tb, s, func(tx environment.Tx) error {
 		for i := range n {
 			e := number(i)
@@ -29,7 +34,6 @@ func stored(tb testing.TB, folder string, n int) *store.Store {
 		}
 		return nil
 	})
-	return s
 }
 
 // percentiles reports what single calls took.
@@ -56,7 +60,7 @@ func BenchmarkCreate(b *testing.B) {
 }
 
 func BenchmarkGetOf10000(b *testing.B) {
-	s := stored(b, storetest.Folder(b), 10_000)
+	s := stored(b, 10_000)
 	var took []time.Duration
 	for b.Loop() {
 		n := number(rand.IntN(10_000)).Name
@@ -68,7 +72,7 @@ func BenchmarkGetOf10000(b *testing.B) {
 }
 
 func BenchmarkListPageOf1000(b *testing.B) {
-	s := stored(b, storetest.Folder(b), 10_000)
+	s := stored(b, 10_000)
 	for b.Loop() {
 		view(b, s, func(tx environment.Tx) error {
 			list, err := tx.Environments(environment.EnvironmentQuery{Project: "p", Location: here.ID, After: number(4999).Name, Limit: 1000})
@@ -81,7 +85,7 @@ func BenchmarkListPageOf1000(b *testing.B) {
 }
 
 func BenchmarkReservationsOf10000(b *testing.B) {
-	s := stored(b, storetest.Folder(b), 10_000)
+	s := stored(b, 10_000)
 	for b.Loop() {
 		view(b, s, func(tx environment.Tx) error {
 			list, err := tx.Reservations(number(0).Plan.Network)
@@ -95,7 +99,11 @@ func BenchmarkReservationsOf10000(b *testing.B) {
 
 func BenchmarkOpenWith10000(b *testing.B) {
 	folder := storetest.Folder(b)
-	s := stored(b, folder, 10_000)
+	s, err := store.Open(folder)
+	if err != nil {
+		b.Fatal(err)
+	}
+	fill(b, s, 10_000)
 	_ = s.Close()
 	for b.Loop() {
 		s, err := store.Open(folder)

@@ -35,6 +35,8 @@ type Store struct {
 	db     *sql.DB
 	writer chan *conn // holds the one writer while nobody writes
 	reader chan *conn
+
+	documents documents
 }
 
 var _ environment.Store = (*Store)(nil)
@@ -169,7 +171,7 @@ func (s *Store) run(ctx context.Context, pool chan *conn, begin string, do func(
 	if err != nil {
 		return explain(s.path, err)
 	}
-	t := &tx{ctx: ctx, conn: c, write: pool == s.writer, path: s.path}
+	t := &tx{ctx: ctx, conn: c, write: pool == s.writer, path: s.path, documents: &s.documents}
 	defer func() {
 		if !t.committed {
 			// A write that failed may have rolled back all by itself.

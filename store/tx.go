@@ -18,6 +18,7 @@ type tx struct {
 	ctx       context.Context
 	conn      *conn // nil once the transaction has ended
 	path      string
+	documents *documents
 	write     bool
 	committed bool
 }
@@ -114,7 +115,8 @@ func (t *tx) environments(query string, arguments ...any) (list []*environment.E
 		if err := rows.Scan(&r.Name.Project, &r.Name.Location.ID, &r.Name.ID, &r.UUID, &r.State, &r.Created, &r.Updated, &r.Generation, &r.Revision, &config, &document); err != nil {
 			return err
 		}
-		if err := json.Unmarshal(document, &r.environmentDocument); err != nil {
+		var err error
+		if r.environmentDocument, err = t.documents.decode(r.UUID, r.Revision, document, !t.write); err != nil {
 			return fmt.Errorf("the stored environment %s: %w", r.Name, err)
 		}
 		if data, present := config.([]byte); present {
