@@ -192,18 +192,7 @@ func (r *Reconciler) forget(ctx context.Context) error {
 func (r *Reconciler) watch(ctx context.Context) {
 	for try := 1; ctx.Err() == nil; try++ {
 		began := time.Now()
-		err := r.Driver.Watch(ctx, func(uuid string) {
-			if uuid == "" {
-				r.checkAll()
-				return
-			}
-			r.mu.Lock()
-			name, known := r.names[uuid]
-			r.mu.Unlock()
-			if known {
-				r.queue.add(name, false)
-			}
-		})
+		err := guard(r.Log, "watch", func() error { return r.Driver.Watch(ctx, r.changed) })
 		if ctx.Err() != nil {
 			return
 		}
@@ -213,6 +202,20 @@ func (r *Reconciler) watch(ctx context.Context) {
 		r.Log.Error("listening to the driver", "error", err, "again in", pause(try))
 		sleep(ctx, pause(try))
 		r.checkAll() // nobody listened meanwhile
+	}
+}
+
+// changed is what the driver calls.
+func (r *Reconciler) changed(uuid string) {
+	if uuid == "" {
+		r.checkAll()
+		return
+	}
+	r.mu.Lock()
+	name, known := r.names[uuid]
+	r.mu.Unlock()
+	if known {
+		r.queue.add(name, false)
 	}
 }
 
@@ -273,7 +276,11 @@ func (r *Reconciler) prune(ctx context.Context) error {
 	close(p.loaded)
 	ctx, cancel := context.WithTimeout(ctx, pruneWithin)
 	defer cancel()
-	removed, err := r.Driver.Prune(ctx, keep)
+	var removed []string
+	err := guard(r.Log, "prune", func() (err error) {
+		removed, err = r.Driver.Prune(ctx, keep)
+		return err
+	})
 	for _, uuid := range removed {
 		r.Log.Warn("removed a cluster without an environment", "uuid", uuid)
 	}

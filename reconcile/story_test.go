@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,7 @@ var updateGolden = flag.Bool("update", false, "rewrite the stories' outcomes fro
 //	start | park                       the reconciler; park ends it and waits
 //	create|update|config NAME [N]      ask as the service does, N nodes or the config's number
 //	delete|restart|check|cancel NAME
+//	… perhaps                          it may be refused
 //	break STEP MESSAGE                 the driver's step fails until it is healed
 //	refuse STEP MESSAGE                … with an error that stays
 //	hang STEP                          … never ends by itself
@@ -70,6 +72,65 @@ func TestStories(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Stories that nobody wrote: whatever comes in whatever order, in the end all
+// is settled, and the world is what is stored.
+func TestRandomStories(t *testing.T) {
+	for range 25 {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			script := randomStory(rand.New(rand.NewPCG(seed, 0)))
+			folder := storetest.MemoryFolder(t)
+			var got string
+			synctest.Test(t, func(t *testing.T) { got = tell(t, folder, script) })
+			if strings.Contains(got, " to -\n") {
+				t.Error("an operation never ended")
+			}
+			if t.Failed() {
+				t.Logf("the story:\n%s\nits outcome:\n%s", script, got)
+			}
+		})
+	}
+}
+
+func randomStory(random *rand.Rand) string {
+	pick := func(of ...string) string { return of[random.IntN(len(of))] }
+	steps := []string{"make the network", "start the nodes", "start the nodes, done", "configure the agents", "stop the nodes", "remove the network", "observe", "prune", "watch"}
+	var lines []string
+	parked := true
+	for range 30 {
+		name := pick("a", "b", "c")
+		switch random.IntN(10) {
+		case 0, 1, 2, 3:
+			verb := pick("create", "create", "update", "update", "config", "restart", "check", "delete", "cancel")
+			lines = append(lines, fmt.Sprintf("%s %s %d perhaps", verb, name, 1+random.IntN(4)))
+		case 4:
+			lines = append(lines, pick("break", "break", "break", "refuse", "hang", "panic")+" "+pick(steps...)+": a fault")
+		case 5:
+			lines = append(lines, "heal "+pick(steps...))
+		case 6:
+			lines = append(lines, "disk "+pick("full", "heals", "heals"))
+		case 7:
+			if parked = !parked; parked {
+				lines = append(lines, "park")
+			} else {
+				lines = append(lines, "start")
+			}
+		case 8:
+			lines = append(lines, "lose "+name+" node-1 perhaps")
+		case 9:
+			lines = append(lines, "advance "+pick("1ms", "100ms", "1s", "40s", "3m"))
+		}
+	}
+	lines = append(lines, "disk heals")
+	for _, step := range steps {
+		lines = append(lines, "heal "+step)
+	}
+	if parked {
+		lines = append(lines, "start")
+	}
+	return strings.Join(append(lines, "advance 15m"), "\n")
 }
 
 // tell acts a story and returns its outcome.
@@ -132,7 +193,8 @@ func tell(t *testing.T, folder, script string) string {
 				n, _ = strconv.Atoi(words[2])
 			}
 			asked++
-			if err := ask(t.Context(), store, time.Now(), fmt.Sprintf("%d-%s", asked, words[0]), words[0], words[1], n); err != nil {
+			err := ask(t.Context(), store, time.Now(), fmt.Sprintf("%d-%s", asked, words[0]), words[0], words[1], n)
+			if err != nil && words[len(words)-1] != "perhaps" {
 				fail("%v", err)
 			}
 			if r != nil {
@@ -158,6 +220,12 @@ func tell(t *testing.T, folder, script string) string {
 			}
 		case "lose":
 			e := stored(t, store, words[1])
+			if words[len(words)-1] == "perhaps" {
+				if e != nil && os.Remove(w.cluster(e.UUID, words[2])) == nil && w.changed != nil {
+					w.changed(e.UUID)
+				}
+				break
+			}
 			if err := os.Remove(w.cluster(e.UUID, words[2])); err != nil {
 				fail("%v", err)
 			}

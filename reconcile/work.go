@@ -393,18 +393,28 @@ func (j *job) reread(ctx context.Context) error {
 	return nil // unreadable for the moment: the next record tells
 }
 
-// do runs a step once. A driver that panics costs the operation, not the server.
+// do runs a step once.
 func (j *job) do(ctx context.Context, s Step, within time.Duration) (detail string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	err = guard(j.log, s.Name, func() (err error) {
+		detail, err = s.Do(ctx)
+		return err
+	})
+	return detail, err
+}
+
+// guard makes a panic of the driver an error: it costs an operation, not the
+// server.
+func guard(log *slog.Logger, what string, do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			j.log.Error("a step panicked", "step", s.Name, "panic", p, "stack", string(debug.Stack()))
-			err = &environment.Error{Code: environment.Internal, Reason: "STEP_PANICKED",
+			log.Error("the driver panicked", "in", what, "panic", p, "stack", string(debug.Stack()))
+			err = &environment.Error{Code: environment.Internal, Reason: "DRIVER_PANICKED",
 				Message: fmt.Sprintf("the server has a defect: %v; its log has more", p)}
 		}
 	}()
-	return s.Do(ctx)
+	return do()
 }
 
 // final is a step's error when it ends the operation; else nil.
@@ -475,10 +485,11 @@ func (j *job) check(ctx context.Context) {
 
 // look observes the cluster, stores what is new, and says what is missing.
 func (j *job) look(ctx context.Context) error {
-	observeCtx, cancel := context.WithTimeout(ctx, observeWithin)
-	defer cancel()
-	observed, err := j.Driver.Observe(observeCtx, j.e)
-	if err != nil {
+	var observed environment.Observed
+	if _, err := j.do(ctx, Step{"observe", func(ctx context.Context) (_ string, err error) {
+		observed, err = j.Driver.Observe(ctx, j.e)
+		return "", err
+	}}, observeWithin); err != nil {
 		return err
 	}
 	if old := j.e.Observed; !same(old, observed) {
