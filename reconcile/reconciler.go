@@ -287,8 +287,8 @@ func (r *Reconciler) prune(ctx context.Context) error {
 	return err
 }
 
-// pass waits while a Prune could take the environment's cluster for nobody's.
-func (r *Reconciler) pass(ctx context.Context, uuid string) {
+// waitForPrune waits while a Prune could take the environment's cluster for nobody's.
+func (r *Reconciler) waitForPrune(ctx context.Context, uuid string) {
 	r.mu.Lock()
 	p := r.pruning
 	r.mu.Unlock()

@@ -35,8 +35,9 @@ var updateGolden = flag.Bool("update", false, "rewrite the stories' outcomes fro
 //	create|update|config NAME [N]      ask as the service does, N nodes or the config's number
 //	delete|restart|check|cancel NAME
 //	… perhaps                          it may be refused
-//	break STEP MESSAGE                 the driver's step fails until it is healed
-//	refuse STEP MESSAGE                … with an error that stays
+//	break STEP: MESSAGE                the driver's step fails until it is healed
+//	break STEP@GENERATION: MESSAGE     … only for one generation
+//	refuse STEP: MESSAGE               … with an error that stays
 //	hang STEP                          … never ends by itself
 //	panic STEP
 //	heal STEP
@@ -83,12 +84,14 @@ func TestRandomStories(t *testing.T) {
 			script := randomStory(rand.New(rand.NewPCG(seed, 0)))
 			folder := storetest.MemoryFolder(t)
 			var got string
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("the story:\n%s\nits outcome:\n%s", script, got)
+				}
+			})
 			synctest.Test(t, func(t *testing.T) { got = tell(t, folder, script) })
 			if strings.Contains(got, " to -\n") {
 				t.Error("an operation never ended")
-			}
-			if t.Failed() {
-				t.Logf("the story:\n%s\nits outcome:\n%s", script, got)
 			}
 		})
 	}
@@ -143,9 +146,12 @@ func tell(t *testing.T, folder, script string) string {
 	}
 	var mu sync.Mutex
 	faults := map[string]func(context.Context) error{}
-	w.before = func(ctx context.Context, at string, _ *environment.Environment) error {
+	w.before = func(ctx context.Context, at string, e *environment.Environment) error {
 		mu.Lock()
 		fault := faults[at]
+		if fault == nil && e != nil {
+			fault = faults[fmt.Sprintf("%s@%d", at, e.Generation)]
+		}
 		mu.Unlock()
 		if fault != nil {
 			return fault(ctx)

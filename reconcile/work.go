@@ -61,7 +61,7 @@ func (r *Reconciler) work(ctx context.Context, name environment.Name, a *activit
 		return
 	}
 	r.remember(j.e.UUID, name)
-	r.pass(ctx, j.e.UUID)
+	r.waitForPrune(ctx, j.e.UUID)
 	if ctx.Err() != nil {
 		return
 	}
@@ -78,7 +78,9 @@ func (r *Reconciler) work(ctx context.Context, name environment.Name, a *activit
 		err = j.settle(ctx, environment.Errored, nil)
 	case j.o == nil:
 	case j.o.Type == environment.Check:
-		err = j.settle(ctx, j.e.State, nil)
+		if err = j.settle(ctx, j.e.State, nil); err == nil {
+			r.queue.add(name, false) // it may have been worked on when this came
+		}
 	case j.o.Type == environment.Delete:
 		err = j.remove(ctx)
 	default:
@@ -293,7 +295,7 @@ func (j *job) record(ctx context.Context, change func(*environment.Operation)) e
 	})
 }
 
-// run runs steps, each until it succeeds, and records them in the operation
+// run runs steps until all have succeeded, one after the other, and records them in the operation
 // under a prefix. A failure that is the operation's comes as an
 // *environment.Error.
 func (j *job) run(ctx context.Context, prefix string, steps []Step, within time.Duration) error {
@@ -309,6 +311,11 @@ func (j *job) run(ctx context.Context, prefix string, steps []Step, within time.
 			}
 			if state == environment.Succeeded || state == environment.Failed {
 				s.Ended = now
+			}
+			if state != environment.Succeeded {
+				for later := first + i + 1; later < len(o.Steps); later++ { // they come again
+					o.Steps[later] = environment.Step{Name: o.Steps[later].Name, State: environment.Pending}
+				}
 			}
 		}
 	}
@@ -328,51 +335,74 @@ func (j *job) run(ctx context.Context, prefix string, steps []Step, within time.
 	}
 	cancellable := prefix == "" && j.o.Type != environment.Delete
 	left := within
-	for i, step := range steps {
-		for try := 1; ; try++ {
-			if cancellable && j.o.CancelRequested {
-				if err := j.record(ctx, set(i, environment.Failed, "cancelled")); err != nil {
-					return err
-				}
-				return errCancelled
-			}
-			began := time.Now()
-			detail, err := j.do(ctx, step, left)
-			left -= time.Since(began)
-			if ctx.Err() != nil {
-				return errParked
-			}
-			if err == nil {
-				if err := j.record(ctx, func(o *environment.Operation) {
-					set(i, environment.Succeeded, detail)(o)
-					if i+1 < len(steps) {
-						set(i+1, environment.Working, "")(o)
-					}
-				}); err != nil {
-					return err
-				}
-				break
-			}
-			j.log.Warn("a step failed", "step", prefix+step.Name, "attempt", try, "error", err)
-			if final := j.final(prefix, step.Name, try, left <= lastTry, within, err); final != nil {
-				if err := j.record(ctx, set(i, environment.Failed, err.Error())); err != nil {
-					return err
-				}
-				return final
-			}
-			wait := min(pause(try), left-lastTry)
-			if err := j.record(ctx, set(i, environment.Working, fmt.Sprintf("attempt %d: %v; the next within %s", try, err, wait))); err != nil {
+	for try := 1; ; try++ {
+		i, err := j.attempt(ctx, steps, set, &left, cancellable)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errParked), errors.Is(err, errStale):
+			return err
+		case errors.Is(err, errCancelled):
+			if err := j.record(ctx, set(i, environment.Failed, "cancelled")); err != nil {
 				return err
 			}
-			began = time.Now()
-			j.a.wait(ctx, wait) // ends early when woken: somebody cancels, perhaps
-			left -= time.Since(began)
-			if err := j.reread(ctx); err != nil {
+			return errCancelled
+		}
+		name := prefix + steps[i].Name
+		j.log.Warn("a step failed", "step", name, "attempt", try, "error", err)
+		if final := j.final(prefix, steps[i].Name, try, left <= lastTry, within, err); final != nil {
+			if err := j.record(ctx, set(i, environment.Failed, err.Error())); err != nil {
 				return err
 			}
+			return final
+		}
+		wait := min(pause(try), left-lastTry)
+		if err := j.record(ctx, set(i, environment.Working, fmt.Sprintf("attempt %d: %v; the next within %s", try, err, wait))); err != nil {
+			return err
+		}
+		began := time.Now()
+		j.a.wait(ctx, wait) // ends early when woken: somebody cancels, perhaps
+		left -= time.Since(began)
+		if err := j.reread(ctx); err != nil {
+			return err
 		}
 	}
-	return nil
+}
+
+// attempt runs the steps from the first on, also those that succeeded before: what
+// they made may be gone. It returns the step that failed.
+func (j *job) attempt(ctx context.Context, steps []Step, set func(int, environment.OperationState, string) func(*environment.Operation), left *time.Duration, cancellable bool) (int, error) {
+	first := len(j.o.Steps) - len(steps)
+	succeeded := func(i int) bool { return j.o.Steps[first+i].State == environment.Succeeded }
+	for i, step := range steps {
+		if cancellable && j.o.CancelRequested {
+			for succeeded(i) {
+				i++
+			}
+			return i, errCancelled
+		}
+		began := time.Now()
+		detail, err := j.do(ctx, step, *left)
+		*left -= time.Since(began)
+		if ctx.Err() != nil {
+			return i, errParked
+		}
+		if err != nil {
+			return i, err
+		}
+		if succeeded(i) { // in an earlier attempt
+			continue
+		}
+		if err := j.record(ctx, func(o *environment.Operation) {
+			set(i, environment.Succeeded, detail)(o)
+			if i+1 < len(steps) {
+				set(i+1, environment.Working, "")(o)
+			}
+		}); err != nil {
+			return i, err
+		}
+	}
+	return 0, nil
 }
 
 // reread looks whether the operation was cancelled.
@@ -474,7 +504,9 @@ func (j *job) check(ctx context.Context) {
 		err = j.mend(ctx)
 	}
 	switch {
-	case ctx.Err() != nil, errors.Is(err, errStale), errors.Is(err, errParked):
+	case ctx.Err() != nil:
+	case errors.Is(err, errStale):
+		j.queue.add(j.e.Name, false)
 	case err != nil:
 		j.log.Error("mending the environment", "error", err)
 		j.failed(j.e.Name)

@@ -164,7 +164,7 @@ func (w *world) Ensure(e *environment.Environment) []reconcile.Step {
 		}),
 		step("configure the agents", func() error {
 			if got := len(w.nodes(e.UUID)); got != int(e.Spec.Config.GetNodeCount()) {
-				w.violation("the agents of %s are configured on %d nodes of %d", e.Name, got, e.Spec.Config.GetNodeCount())
+				return fmt.Errorf("there are %d nodes of %d", got, e.Spec.Config.GetNodeCount())
 			}
 			fresh := w.cluster(e.UUID, "config.new")
 			if err := os.WriteFile(fresh, []byte(strconv.FormatInt(e.Generation, 10)), 0o600); err != nil {
