@@ -48,7 +48,7 @@ type Operation struct {
 	Generation int64
 	// Steps are the named parts of the work, in order.
 	Steps []Step
-	// Error is why it failed.
+	// Error is why it failed; while it runs, why it is rolled back.
 	Error *Error
 	// Result is the environment as it was when the operation succeeded; nil for
 	// a delete, and while it runs.

@@ -28,7 +28,8 @@ type Driver interface {
 	// Remove returns the steps that take a cluster away; removing what is not
 	// there is no error.
 	Remove(e *environment.Environment) []Step
-	// Observe tells what is there.
+	// Observe tells what is there. An environment whose Observed.Generation is
+	// not its own, or that has a node that is not ready, is not in place.
 	Observe(ctx context.Context, e *environment.Environment) (environment.Observed, error)
 	// Prune removes every cluster whose environment's UUID is not among those
 	// given, and returns the UUIDs removed.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 )
 
 // conn is one connection with the statements that it has compiled. There are
@@ -26,6 +27,16 @@ func (s *Store) connect(write bool) (*conn, error) {
 	return &conn{c, map[string]*sql.Stmt{}}, nil
 }
 
+// close also frees the statements: SQLite keeps a connection in memory that
+// has any.
+func (c *conn) close() error {
+	var errs []error
+	for _, s := range c.statements {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, c.sql.Close())...)
+}
+
 func (c *conn) prepare(query string) (*sql.Stmt, error) {
 	if s := c.statements[query]; s != nil {
 		return s, nil
@@ -43,19 +54,6 @@ func (c *conn) exec(query string, arguments ...any) error {
 		_, err = s.Exec(arguments...)
 	}
 	return err
-}
-
-// changes is exec that returns how many rows it changed.
-func (c *conn) changes(query string, arguments ...any) (int64, error) {
-	s, err := c.prepare(query)
-	if err != nil {
-		return 0, err
-	}
-	result, err := s.Exec(arguments...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
 }
 
 // query calls each for every row.

@@ -46,3 +46,9 @@ func lock(folder string) (*os.File, error) {
 	}
 	return file, nil
 }
+
+// unlock lets go of the folder, also when a process that is being started has
+// a copy of the descriptor for a moment.
+func unlock(file *os.File) error {
+	return errors.Join(unix.Flock(int(file.Fd()), unix.LOCK_UN), file.Close())
+}

@@ -35,6 +35,8 @@ type Store struct {
 	db     *sql.DB
 	writer chan *conn // holds the one writer while nobody writes
 	reader chan *conn
+
+	documents documents
 }
 
 var _ environment.Store = (*Store)(nil)
@@ -141,14 +143,14 @@ func (s *Store) Close() error {
 		for _, pool := range []chan *conn{s.reader, s.writer} {
 			for range cap(pool) {
 				if c := <-pool; c != nil {
-					errs = append(errs, c.sql.Close())
+					errs = append(errs, c.close())
 				}
 			}
 			close(pool)
 		}
 		errs = append(errs, s.db.Close())
 	}
-	return errors.Join(append(errs, s.lock.Close())...)
+	return errors.Join(append(errs, unlock(s.lock))...)
 }
 
 // View implements [environment.Store].
@@ -169,12 +171,12 @@ func (s *Store) run(ctx context.Context, pool chan *conn, begin string, do func(
 	if err != nil {
 		return explain(s.path, err)
 	}
-	t := &tx{ctx: ctx, conn: c, write: pool == s.writer, path: s.path}
+	t := &tx{ctx: ctx, conn: c, write: pool == s.writer, path: s.path, documents: &s.documents}
 	defer func() {
 		if !t.committed {
 			// A write that failed may have rolled back all by itself.
 			if rollback := c.exec("ROLLBACK"); rollback != nil && !c.idle() {
-				_ = c.sql.Close() // whatever it holds ends with it
+				_ = c.close() // whatever it holds ends with it
 				c = nil
 			}
 		}
@@ -246,10 +248,10 @@ func (s *Store) Backup(ctx context.Context, path string) error {
 	if err := file.Close(); err != nil {
 		return err
 	}
-	c, err := s.take(ctx, s.reader)
+	c, err := s.connect(true) // to SQLite it is a write, if to another file
 	if err == nil {
 		_, err = c.sql.ExecContext(ctx, "VACUUM INTO ?", path)
-		s.reader <- c
+		err = errors.Join(err, c.close())
 	}
 	if err == nil {
 		// VACUUM INTO does not sync.

@@ -469,3 +469,62 @@ func TestModes(t *testing.T) {
 		t.Errorf("modes (-want +got):\n%s", diff)
 	}
 }
+
+// A clean end leaves one file with everything in it, which can be copied.
+func TestCloseLeavesOneFile(t *testing.T) {
+	folder := storetest.Folder(t)
+	s, err := store.Open(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	update(t, s, func(tx environment.Tx) error { return tx.PutEnvironment(number(1)) })
+	view(t, s, func(tx environment.Tx) error { _, err := tx.Environment(number(1).Name); return err })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sordino.db-wal", "sordino.db-shm"} {
+		if _, err := os.Stat(filepath.Join(folder, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := s.Update(t.Context(), func(environment.Tx) error { return nil }); err == nil {
+		t.Error("a closed database was written")
+	}
+}
+
+// What a caller does to a value is not seen by the next.
+func TestValuesBelongToTheCaller(t *testing.T) {
+	s := storetest.Open(t)
+	want := number(1)
+	want.Observed.Nodes[0].Findings = []string{"f"}
+	update(t, s, func(tx environment.Tx) error { return tx.PutEnvironment(want) })
+	read := func() (e *environment.Environment) {
+		view(t, s, func(tx environment.Tx) (err error) { e, err = tx.Environment(want.Name); return err })
+		return e
+	}
+	for range 2 { // the first read, and one of what it left
+		e := read()
+		e.Spec.Labels["team"] = "other"
+		e.Spec.Config.NodeConfig.Network = "other"
+		e.Plan.Ranges[1].Name = "other"
+		e.Plan.NodeAddresses[0] = netip.Addr{}
+		e.Observed.Nodes[0].Name = "other"
+		e.Observed.Nodes[0].Findings[0] = "other"
+	}
+	if diff := cmp.Diff(want, read(), exactly); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// Nor what a transaction wrote that did not happen.
+	_ = s.Update(t.Context(), func(tx environment.Tx) error {
+		e, err := tx.Environment(want.Name)
+		e.Agent.Text = "never"
+		err = errors.Join(err, tx.PutEnvironment(e))
+		_, err2 := tx.Environment(want.Name)
+		return errors.Join(err, err2, errors.New("mine"))
+	})
+	want.Agent.Text = "afterwards"
+	update(t, s, func(tx environment.Tx) error { return tx.PutEnvironment(want) })
+	if got := read().Agent.Text; got != "afterwards" {
+		t.Errorf("read %q", got)
+	}
+}

@@ -18,6 +18,7 @@ type tx struct {
 	ctx       context.Context
 	conn      *conn // nil once the transaction has ended
 	path      string
+	documents *documents
 	write     bool
 	committed bool
 }
@@ -114,7 +115,8 @@ func (t *tx) environments(query string, arguments ...any) (list []*environment.E
 		if err := rows.Scan(&r.Name.Project, &r.Name.Location.ID, &r.Name.ID, &r.UUID, &r.State, &r.Created, &r.Updated, &r.Generation, &r.Revision, &config, &document); err != nil {
 			return err
 		}
-		if err := json.Unmarshal(document, &r.environmentDocument); err != nil {
+		var err error
+		if r.environmentDocument, err = t.documents.decode(r.UUID, r.Revision, document, !t.write); err != nil {
 			return fmt.Errorf("the stored environment %s: %w", r.Name, err)
 		}
 		if data, present := config.([]byte); present {
@@ -176,15 +178,14 @@ func (t *tx) reserve(key int64, plan address.Plan) error {
 	if err := t.exec("DELETE FROM reservations WHERE environment = ?", key); err != nil {
 		return err
 	}
-	const insert = "INSERT INTO reservations (environment, network, prefix, kind, shared) VALUES (?, ?, ?, ?, ?)"
+	const insert = "INSERT INTO reservations (environment, network, prefix, kind) VALUES (?, ?, ?, ?)"
 	for _, r := range plan.Ranges {
-		// All environments on a subnetwork have their nodes in its primary range.
-		if err := t.exec(insert, key, plan.Network, r.Prefix.String(), string(r.Kind), r.Kind == address.Nodes); err != nil {
+		if err := t.exec(insert, key, plan.Network, r.Prefix.String(), string(r.Kind)); err != nil {
 			return err
 		}
 	}
 	for _, a := range plan.NodeAddresses {
-		if err := t.exec(insert, key, plan.Network, netip.PrefixFrom(a, a.BitLen()).String(), string(address.Nodes), false); err != nil {
+		if err := t.exec(insert, key, plan.Network, netip.PrefixFrom(a, a.BitLen()).String(), string(address.Nodes)); err != nil {
 			return err
 		}
 	}
@@ -196,13 +197,12 @@ func (t *tx) DeleteEnvironment(name environment.Name) error {
 }
 
 func (t *tx) Reservations(network string) (list []address.Reservation, err error) {
-	err = t.query(`SELECT e.project, e.location, e.id, r.prefix, r.kind, r.shared
+	err = t.query(`SELECT e.project, e.location, e.id, r.prefix, r.kind
 		FROM reservations r JOIN environments e ON e.key = r.environment WHERE r.network = ? ORDER BY r.rowid`, []any{network}, func(rows *sql.Rows) error {
 		var owner environment.Name
 		var prefix, kind string
 		var r address.Reservation
-		var shared bool
-		if err := rows.Scan(&owner.Project, &owner.Location.ID, &owner.ID, &prefix, &kind, &shared); err != nil {
+		if err := rows.Scan(&owner.Project, &owner.Location.ID, &owner.ID, &prefix, &kind); err != nil {
 			return err
 		}
 		var err error

@@ -24,8 +24,7 @@ CREATE TABLE reservations (
 	environment INTEGER NOT NULL REFERENCES environments (key) ON DELETE CASCADE,
 	network     TEXT    NOT NULL,
 	prefix      TEXT    NOT NULL,
-	kind        TEXT    NOT NULL,
-	shared      INTEGER NOT NULL
+	kind        TEXT    NOT NULL
 ) STRICT;
 
 CREATE INDEX reservations_network ON reservations (network);

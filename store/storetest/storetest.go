@@ -33,7 +33,23 @@ func OpenIn(tb testing.TB, folder string) *store.Store {
 // Folder makes a data folder that outlives a test that fails.
 func Folder(tb testing.TB) string {
 	tb.Helper()
-	folder, err := os.MkdirTemp("", "sordino-store-")
+	return folderIn(tb, "")
+}
+
+// MemoryFolder is a Folder in memory where the machine has /dev/shm: for tests
+// that make many databases and take no power away, only processes.
+func MemoryFolder(tb testing.TB) string {
+	tb.Helper()
+	const shared = "/dev/shm"
+	if info, err := os.Stat(shared); err != nil || !info.IsDir() {
+		return folderIn(tb, "")
+	}
+	return folderIn(tb, shared)
+}
+
+func folderIn(tb testing.TB, parent string) string {
+	tb.Helper()
+	folder, err := os.MkdirTemp(parent, "sordino-store-")
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -1,0 +1,16 @@
+package reconcile_test
+
+import (
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	if folder := os.Getenv(childFolder); folder != "" {
+		child(folder)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}

@@ -1,0 +1,61 @@
+package store
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// cacheSize is how many environments' documents are kept decoded: about 2 KiB
+// each.
+const cacheSize = 20_000
+
+// documents keeps decoded documents of environments: decoding JSON is most of
+// what a list costs. What belongs to a UUID and a revision never changes once
+// it is committed, so nothing has to be taken out but for its size.
+type documents struct {
+	mu   sync.Mutex
+	kept map[string]document
+}
+
+type document struct {
+	revision int64
+	decoded  *environmentDocument // never changed
+}
+
+// decode returns the caller's own copy. Only what is committed may be kept.
+func (d *documents) decode(uuid string, revision int64, text []byte, committed bool) (environmentDocument, error) {
+	d.mu.Lock()
+	kept, known := d.kept[uuid]
+	d.mu.Unlock()
+	if known && kept.revision == revision && committed {
+		return kept.decoded.clone(), nil
+	}
+	var decoded environmentDocument
+	if err := json.Unmarshal(text, &decoded); err != nil || !committed {
+		return decoded, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.kept == nil || len(d.kept) >= cacheSize {
+		d.kept = map[string]document{}
+	}
+	d.kept[uuid] = document{revision, &decoded}
+	return decoded.clone(), nil
+}
+
+// clone copies everything that can be changed through the copy.
+func (d *environmentDocument) clone() environmentDocument {
+	c := *d
+	c.Spec.Config, c.Spec.Storage = slices.Clone(d.Spec.Config), slices.Clone(d.Spec.Storage)
+	c.Spec.Labels = maps.Clone(d.Spec.Labels)
+	c.Plan.Ranges = slices.Clone(d.Plan.Ranges)
+	c.Plan.NodeAddresses = slices.Clone(d.Plan.NodeAddresses)
+	c.Plan.Warnings = slices.Clone(d.Plan.Warnings)
+	c.Observed.Nodes = slices.Clone(d.Observed.Nodes)
+	for i := range c.Observed.Nodes {
+		c.Observed.Nodes[i].Findings = slices.Clone(d.Observed.Nodes[i].Findings)
+	}
+	return c
+}
