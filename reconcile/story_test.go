@@ -58,7 +58,7 @@ func TestStories(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			folder := storetest.Folder(t)
+			folder := storetest.MemoryFolder(t)
 			var got string
 			synctest.Test(t, func(t *testing.T) { got = tell(t, folder, string(archive.Comment)) })
 			if *updateGolden {
