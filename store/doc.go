@@ -15,6 +15,6 @@
 //
 //	sqlite3 -readonly sordino.db 'SELECT id, state, document FROM environments'
 //
-// Copy it with [Store.Backup], never with cp: the newest rows are in
+// Copy it with [Backup], never with cp: the newest rows are in
 // sordino.db-wal.
 package store

@@ -166,7 +166,7 @@ func TestDamaged(t *testing.T) {
 			}
 			return err
 		})
-		if err := s.Backup(t.Context(), filepath.Join(folder, "copy")); err != nil {
+		if err := store.Backup(t.Context(), folder, filepath.Join(folder, "copy")); err != nil {
 			t.Fatal(err)
 		}
 		damaged := filepath.Join(folder, "damaged")
@@ -286,13 +286,13 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(copied, store.Name)
-	if err := s.Backup(t.Context(), path); err != nil {
+	if err := store.Backup(t.Context(), folder, path); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", info.Mode(), err)
 	}
-	if err := s.Backup(t.Context(), path); !errors.Is(err, os.ErrExist) {
+	if err := store.Backup(t.Context(), folder, path); !errors.Is(err, os.ErrExist) {
 		t.Errorf("over what is there: %v", err)
 	}
 	view(t, storetest.OpenIn(t, copied), func(tx environment.Tx) error { _, err := tx.Environment(e.Name); return err })

@@ -84,15 +84,7 @@ func open(folder string, scripts []string) (_ *Store, err error) {
 	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
 		return nil, err
 	}
-	s.db, err = sql.Open("sqlite", "file:"+(&url.URL{Path: s.path}).EscapedPath()+"?"+url.Values{
-		"_busy_timeout": {fmt.Sprint(busyTimeout.Milliseconds())},
-		"_journal_mode": {"WAL"},
-		"_synchronous":  {"FULL"},
-		"_foreign_keys": {"on"},
-		"_dqs":          {"0"},
-		"_defensive":    {"1"},
-		"_error_rc":     {"1"},
-	}.Encode())
+	s.db, err = dial(s.path, "rwc")
 	if err != nil {
 		return nil, err
 	}
@@ -237,9 +229,14 @@ func (s *Store) inPlace() error {
 		Metadata: map[string]string{"database": s.path}}
 }
 
-// Backup writes a whole, compact copy of the database to a file that must not
-// exist yet, while the server runs.
-func (s *Store) Backup(ctx context.Context, path string) error {
+// Backup writes a whole, compact copy of a folder's database to a file that
+// must not exist yet. The folder's server may run meanwhile: it is another
+// process as often as this one.
+func Backup(ctx context.Context, folder, path string) error {
+	source := filepath.Join(folder, Name)
+	if _, err := os.Stat(source); err != nil {
+		return fmt.Errorf("backing up the database: %w", err)
+	}
 	// VACUUM INTO takes an empty file as well; this makes it 0600 from the start.
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -248,10 +245,10 @@ func (s *Store) Backup(ctx context.Context, path string) error {
 	if err := file.Close(); err != nil {
 		return err
 	}
-	c, err := s.connect(true) // to SQLite it is a write, if to another file
+	db, err := dial(source, "rw")
 	if err == nil {
-		_, err = c.sql.ExecContext(ctx, "VACUUM INTO ?", path)
-		err = errors.Join(err, c.close())
+		_, err = db.ExecContext(ctx, "VACUUM INTO ?", path)
+		err = errors.Join(err, db.Close())
 	}
 	if err == nil {
 		// VACUUM INTO does not sync.
@@ -263,4 +260,18 @@ func (s *Store) Backup(ctx context.Context, path string) error {
 		return errors.Join(explain(path, unlessEnded(ctx, err)), os.Remove(path))
 	}
 	return nil
+}
+
+// dial opens a database file; the mode is SQLite's: "rwc" makes it.
+func dial(path, mode string) (*sql.DB, error) {
+	return sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?"+url.Values{
+		"mode":          {mode},
+		"_busy_timeout": {fmt.Sprint(busyTimeout.Milliseconds())},
+		"_journal_mode": {"WAL"},
+		"_synchronous":  {"FULL"},
+		"_foreign_keys": {"on"},
+		"_dqs":          {"0"},
+		"_defensive":    {"1"},
+		"_error_rc":     {"1"},
+	}.Encode())
 }

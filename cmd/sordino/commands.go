@@ -39,7 +39,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		SilenceUsage:  true,
 	}
 	var r remote
-	root.AddCommand(serveCommand(), envCommand(), tokenCommand(), environmentsCommand(&r), operationsCommand(&r), imageVersionsCommand(&r), masqCommand(&r),
+	root.AddCommand(serveCommand(), envCommand(), tokenCommand(), backupCommand(), environmentsCommand(&r), operationsCommand(&r), imageVersionsCommand(&r), masqCommand(&r),
 		demoCommand(), labCommand(), hostCommand(), &cobra.Command{
 			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 			Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "sordino", version) },
