@@ -110,6 +110,7 @@ type Agent struct {
 	generation  uint64
 	hash        string
 	saved       state
+	restored    string // the hash that went with the generation of an earlier run
 	retry       time.Duration
 	lastWarning map[string]bool
 	repairs     *rate.Limiter
@@ -166,7 +167,7 @@ func New(s Settings) *Agent {
 // Run keeps the kernel holding the configuration until the context ends. The
 // rules stay when it returns.
 func (a *Agent) Run(ctx context.Context) error {
-	a.restore()
+	a.restore(ctx)
 	var watchers sync.WaitGroup
 	defer watchers.Wait()
 	ctx, stop := context.WithCancel(ctx)
@@ -404,7 +405,7 @@ func (a *Agent) plan(log *slog.Logger, status *Status) {
 	a.metrics.setFindings(findings)
 	a.rules = rules
 	if hash := rules.Hash(); hash != a.hash {
-		if hash != a.saved.Hash || a.generation == 0 {
+		if a.hash != "" || hash != a.restored || a.generation == 0 {
 			a.generation++
 		}
 		a.hash = hash

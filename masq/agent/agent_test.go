@@ -65,7 +65,11 @@ func (s *scripted) Apply(_ context.Context, rs masq.RuleSet, generation uint64) 
 func (s *scripted) Held(context.Context) (masq.Held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return masq.Held{Hash: s.kernel, Counters: []masq.Counter{{Family: masq.IPv4, Action: masq.Masquerade, Packets: 7, Bytes: 700, Connections: 2}}}, nil
+	var generation uint64
+	if len(s.writes) > 0 {
+		generation = s.writes[len(s.writes)-1]
+	}
+	return masq.Held{Generation: generation, Hash: s.kernel, Counters: []masq.Counter{{Family: masq.IPv4, Action: masq.Masquerade, Packets: 7, Bytes: 700, Connections: 2}}}, nil
 }
 
 // watched hands the loop's callback to the test under a name.
@@ -243,6 +247,40 @@ func TestColdStartWithABadFile(t *testing.T) {
 			t.Errorf("the damaged file was not replaced: %v", err)
 		}
 	})
+}
+
+// A generation means one rule set, also when the agent was killed after it
+// wrote and before it saved its state.
+func TestKilledBetweenWritingAndSaving(t *testing.T) {
+	for name, tc := range map[string]struct {
+		dir, next string
+		want      uint64
+	}{
+		"the same configuration":             {t.TempDir(), "10.0.0.0/8", 2},
+		"another one":                        {t.TempDir(), "11.0.0.0/8", 3},
+		"the same, and there is no state":    {"", "10.0.0.0/8", 2},
+		"another one, and there is no state": {"", "11.0.0.0/8", 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newScripted()
+				_, stop := start(t, s.settings(tc.dir))
+				stop()
+				// What the killed agent leaves: the kernel is one ahead.
+				rs, _, err := masq.Plan(list("10.0.0.0/8"), masq.Options{Chain: masq.DefaultChain}, masq.Facts{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.kernel, s.writes = rs.Hash(), append(s.writes, 2)
+				s.config = list(tc.next)
+				a, stop := start(t, s.settings(tc.dir))
+				defer stop()
+				if got := a.Status().AppliedGeneration; got != tc.want {
+					t.Errorf("generation %d, want %d", got, tc.want)
+				}
+			})
+		})
+	}
 }
 
 func TestSNATAddressThatTheNodeLacks(t *testing.T) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,15 +51,20 @@ func readState(dir string) (state, error) {
 	return s, nil
 }
 
-func (a *Agent) restore() {
-	if a.StateDir == "" {
-		return
+// restore takes up the state and the generation of an earlier run.
+func (a *Agent) restore(ctx context.Context) {
+	if a.StateDir != "" {
+		s, err := readState(a.StateDir)
+		if err != nil {
+			a.Log.Warn("the last good configuration is not available; delete the file if this goes on", "error", err)
+		}
+		a.saved, a.generation, a.restored = s, s.Generation, s.Hash
 	}
-	s, err := readState(a.StateDir)
-	if err != nil {
-		a.Log.Warn("the last good configuration is not available; delete the file if this goes on", "error", err)
+	// Whoever was killed after writing and before saving left the kernel ahead.
+	// When it cannot be read, the first apply says so.
+	if held, err := a.Backend.Held(ctx); err == nil && held.Generation > a.generation {
+		a.generation, a.restored = held.Generation, held.Hash
 	}
-	a.saved, a.generation = s, s.Generation
 }
 
 // save remembers what was applied. The rules are in the kernel already, so a
