@@ -186,5 +186,12 @@ func kernel() string {
 	return version
 }
 
+// sub is the bench with a folder of its own in the measurement's.
+func (b *bench) sub(name string) *bench {
+	s := *b
+	s.dir = filepath.Join(b.dir, name)
+	return &s
+}
+
 // program runs a program to its end.
 func program(name string, args ...string) *exec.Cmd { return exec.Command(name, args...) }

@@ -37,7 +37,10 @@ func newNode(b *bench, config string) (*node, error) {
 	if n.volume, err = projected.New(filepath.Join(b.dir, "config")); err != nil {
 		return nil, errors.Join(err, network.Close())
 	}
-	return n, errors.Join(n.configure(config))
+	if config != "" {
+		err = n.configure(config)
+	}
+	return n, err
 }
 
 func (n *node) configure(text string) error {
