@@ -137,8 +137,9 @@ func (b *Backend) Close() error {
 	return errors.Join(errs...)
 }
 
-// Apply makes the kernel hold the rule set, in one transaction, and writes
-// nothing when it does already. Whatever else is in our table goes.
+// Apply makes the kernel hold the rule set and writes nothing when it does
+// already. One transaction brings the new rules into force; sets that are new
+// are filled in others before it. Whatever else is in our table goes.
 func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64) (masq.Change, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -194,13 +195,18 @@ func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64)
 	if _, err := b.socket(); err != nil { // learns what fits
 		return masq.Change{}, err
 	}
-	transactions := uint32(1)
+	var transactions uint32
 	write := func() (err error) {
-		if want.bytes() > b.batch {
+		if !known.canStay(want) || d.bytes() > b.batch {
 			want = layOut(rs, hash, generation, known.otherSuffix())
-			transactions, err = b.stageTable(want, known)
+			d = compare(known.layout, want)
+		}
+		transactions, err = b.stage(want, known, d)
+		if err == nil || !known.found {
 			return err
 		}
+		b.log.Debug("the kernel refused to change the table; writing it whole", "error", err)
+		transactions++
 		return b.writeTable(want, known)
 	}
 	err = apart(want.ranges() > loudest, write)

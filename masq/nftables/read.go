@@ -247,16 +247,49 @@ const notOurs = " (not as we write it)"
 func (s setLayout) kernelName() string   { name, _, _ := strings.Cut(s.name, " "); return name }
 func (c chainLayout) kernelName() string { name, _, _ := strings.Cut(c.name, " "); return name }
 
-// stagedSuffix ends the names of every other generation of staged sets.
+// stagedSuffix ends the names of sets that came beside others of the same name.
 const stagedSuffix = "_b"
 
 func (f found) suffix() string {
-	for _, s := range f.layout.sets {
-		if strings.HasSuffix(s.kernelName(), stagedSuffix) {
+	for name := range f.inUse() {
+		if strings.HasSuffix(name, stagedSuffix) {
 			return stagedSuffix
 		}
 	}
 	return ""
+}
+
+// inUse names the sets that a rule looks up.
+func (f found) inUse() map[string]bool {
+	names := map[string]bool{}
+	for _, c := range f.layout.chains {
+		for _, r := range c.rules {
+			for _, e := range r.exprs {
+				if lookup, ok := e.(*expr.Lookup); ok {
+					names[lookup.SetName] = true
+				}
+			}
+		}
+	}
+	return names
+}
+
+// canStay reports whether the sets in use that are wanted too are as they have
+// to be, but for their elements.
+func (f found) canStay(want layout) bool {
+	inUse := f.inUse()
+	for _, w := range want.sets {
+		if inUse[w.name] && !slices.ContainsFunc(f.layout.sets, func(s setLayout) bool {
+			return s.name == w.name && s.sameType(w)
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s setLayout) sameType(w setLayout) bool {
+	return s.interval == w.interval && s.keyType.Name == w.keyType.Name && slices.Equal(s.names, w.names)
 }
 
 func (f found) otherSuffix() string {
@@ -286,6 +319,17 @@ func (d difference) ranges() int {
 	}
 	return n
 }
+
+// bytes estimates from above what changing the elements sends, beside the
+// rules: they are what makes it large.
+func (d difference) bytes() int {
+	n := 32 << 10
+	for _, e := range d.elements {
+		n += 2 * (len(e.added) + len(e.gone)) * (int(e.set.keyType.Bytes) + 28)
+	}
+	return n
+}
+
 func (d difference) onlyElements() bool { return len(d.structure) == 0 }
 
 func (d difference) describe() []string {
@@ -331,7 +375,7 @@ func compare(is, want layout) difference {
 			continue
 		}
 		s := is.sets[i]
-		if s.interval != w.interval || s.keyType.Name != w.keyType.Name || !slices.Equal(s.names, w.names) {
+		if !s.sameType(w) {
 			note("set %s: differs", w.name)
 			continue
 		}

@@ -63,16 +63,6 @@ func (l layout) ranges() int {
 	return n
 }
 
-// bytes estimates from above what writing the layout sends: elements are what
-// makes it large.
-func (l layout) bytes() int {
-	n := 32 << 10
-	for _, s := range l.sets {
-		n += 2 * len(s.intervals) * (int(s.keyType.Bytes) + 28)
-	}
-	return n
-}
-
 // ruleLayout is one rule. A lookup of a name that begins with two underscores
 // stands for an anonymous set.
 type ruleLayout struct {
@@ -113,7 +103,7 @@ func layOut(rs masq.RuleSet, hash string, generation uint64, suffix string) layo
 	count := chainLayout{name: "count", prio: nftables.ChainPriorityRef(countPriority)}
 	var perFamily []chainLayout
 	if len(rs.OutputInterfaces) > 0 {
-		l.sets = append(l.sets, setLayout{name: "out", keyType: nftables.TypeIFName, names: rs.OutputInterfaces})
+		l.sets = append(l.sets, setLayout{name: "out" + suffix, keyType: nftables.TypeIFName, names: rs.OutputInterfaces})
 	}
 	for _, fr := range rs.Families {
 		f := familyOf(fr.Family)
@@ -191,7 +181,7 @@ func (f family) decide(rs masq.RuleSet, fr masq.FamilyRules, parts []part) chain
 	if len(rs.OutputInterfaces) > 0 {
 		// oifname != @out return
 		add("leaves by another interface", &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
-			&expr.Lookup{SourceRegister: 1, SetName: "out", Invert: true}, verdict(expr.VerdictReturn, ""))
+			&expr.Lookup{SourceRegister: 1, SetName: "out" + f.sets[len(f.suffix):], Invert: true}, verdict(expr.VerdictReturn, ""))
 	}
 	first := counter("masqueraded" + f.suffix + "_first")
 	if len(rs.Ports) > 0 {

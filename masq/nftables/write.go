@@ -20,16 +20,8 @@ func (b *Backend) writeElements(want layout, d difference) error {
 		return err
 	}
 	for _, e := range d.elements {
-		set := b.set(e.set)
-		for part := range slices.Chunk(intervalElements(e.gone), chunk) {
-			if err := tx.SetDeleteElements(set, part); err != nil {
-				return err
-			}
-		}
-		for part := range slices.Chunk(intervalElements(e.added), chunk) {
-			if err := tx.SetAddElements(set, part); err != nil {
-				return err
-			}
+		if err := b.changeElements(tx, e); err != nil {
+			return err
 		}
 	}
 	mark := want.chains[len(want.chains)-1]
@@ -39,9 +31,26 @@ func (b *Backend) writeElements(want layout, d difference) error {
 	return b.send(tx)
 }
 
-// writeTable writes everything anew in one transaction: add (so that deleting
-// cannot fail), delete, add. Established flows keep their translation, and the
-// counters go on from what was read.
+func (b *Backend) changeElements(tx *encoder, e elementDifference) error {
+	set := b.set(e.set)
+	for part := range slices.Chunk(intervalElements(e.gone), chunk) {
+		if err := tx.SetDeleteElements(set, part); err != nil {
+			return err
+		}
+	}
+	for part := range slices.Chunk(intervalElements(e.added), chunk) {
+		if err := tx.SetAddElements(set, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeTable deletes whatever the table holds and writes everything anew, in
+// one transaction: add (so that deleting cannot fail), delete, add. It is for
+// a table that somebody put things into that cannot be removed one by one.
+// Established flows keep their translation, and the counters go on from what
+// was read.
 func (b *Backend) writeTable(want layout, known found) error {
 	tx, err := newEncoder(want.randomFully)
 	if err != nil {
@@ -135,11 +144,16 @@ func (b *Backend) anonymous(tx *encoder, lookup *expr.Lookup, keyType nftables.S
 	lookup.SetName, lookup.SetID = set.Name, set.ID
 }
 
-// stageTable serves sockets whose buffer is too small for everything at once,
-// as in a user namespace: the sets are filled under names that no rule knows
-// yet, in as many transactions as it takes, and one last transaction swaps
-// rules and sets. It returns the number of transactions.
-func (b *Backend) stageTable(want layout, known found) (transactions uint32, err error) {
+// stage brings the table to a new structure. Sets that no rule looks up yet
+// are filled first, in as many transactions as their size takes; the last
+// transaction swaps the rules and changes the sets that stay. It returns the
+// number of transactions.
+//
+// Rules and sets must not come together: newer kernels look ranges up in an
+// array that a set gets at the very end of a commit. Until then, for up to
+// milliseconds, the new rules are in force and find the new sets empty, and a
+// packet leaves with the wrong address.
+func (b *Backend) stage(want layout, known found, d difference) (transactions uint32, err error) {
 	tx, err := newEncoder(want.randomFully)
 	if err != nil {
 		return 0, err
@@ -151,29 +165,35 @@ func (b *Backend) stageTable(want layout, known found) (transactions uint32, err
 		transactions++
 		return nil
 	}
+	inUse := known.inUse()
+	room := max(1, (b.batch-32<<10)/(16+28)/chunk) // pieces that fit
+	pieces := 0
 	tx.AddTable(b.table)
 	for _, s := range want.sets {
+		if inUse[s.name] {
+			continue
+		}
 		if err := tx.AddSet(b.set(s), nil); err != nil {
 			return transactions, err
 		}
 		tx.FlushSet(b.set(s)) // of what an earlier attempt may have left
+		for piece := range slices.Chunk(s.elements(), chunk) {
+			if pieces == room {
+				if err := flush(); err != nil {
+					return transactions, err
+				}
+				pieces = 0
+			}
+			if err := tx.SetAddElements(b.set(s), piece); err != nil {
+				return transactions, err
+			}
+			pieces++
+		}
 	}
 	if err := flush(); err != nil {
 		return transactions, err
 	}
-	perFlush := max(chunk, (b.batch-32<<10)/(16+28)/chunk*chunk)
-	for _, s := range want.sets {
-		for part := range slices.Chunk(s.elements(), perFlush) {
-			for piece := range slices.Chunk(part, chunk) {
-				if err := tx.SetAddElements(b.set(s), piece); err != nil {
-					return transactions, err
-				}
-			}
-			if err := flush(); err != nil {
-				return transactions, err
-			}
-		}
-	}
+
 	for _, c := range known.layout.chains {
 		tx.FlushChain(&nftables.Chain{Table: b.table, Name: c.kernelName()})
 	}
@@ -183,6 +203,13 @@ func (b *Backend) stageTable(want layout, known found) (transactions uint32, err
 	for _, s := range known.layout.sets {
 		if !slices.ContainsFunc(want.sets, func(w setLayout) bool { return w.name == s.kernelName() }) {
 			tx.DelSet(&nftables.Set{Table: b.table, Name: s.kernelName()})
+		}
+	}
+	for name, e := range d.elements {
+		if inUse[name] {
+			if err := b.changeElements(tx, e); err != nil {
+				return transactions, err
+			}
 		}
 	}
 	for _, name := range known.layout.counters {

@@ -341,6 +341,58 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// TestNoPacketEscapesAReplacement replaces rules by others of another
+// structure, many times, under a stream of new connections whose verdict is
+// the same before and after.
+func TestNoPacketEscapesAReplacement(t *testing.T) {
+	exempt := func(c *masq.Config) { c.NonMasquerade = append(c.NonMasquerade, parse("203.0.113.0/24")...) }
+	for verdict, always := range map[string]func(*masq.Config){"masqueraded": func(*masq.Config) {}, "exempt": exempt} {
+		for name, openBackend := range backends {
+			t.Run(verdict+"/"+name, func(t *testing.T) {
+				n := network(t)
+				b := openBackend(t, n.Node)
+				// More ranges take longer, and make several sets of them.
+				var sets []masq.RuleSet
+				for i, count := range []int{3, 6000, 300} {
+					if name != "nftables" {
+						count = min(count, 300)
+					}
+					sets = append(sets, rules(t, n, func(c *masq.Config, _ *masq.Options) {
+						c.NonMasqueradeGiven, c.NonMasquerade = true, nil
+						for k := range count {
+							c.NonMasquerade = append(c.NonMasquerade, masq.Range{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(k >> 8), byte(k), 0}), 25)})
+						}
+						if i == 2 {
+							c.OutputInterfaces = []string{"eth0", "eth1"}
+						}
+						always(c)
+					}))
+				}
+				if _, err := b.Apply(t.Context(), sets[0], 1); err != nil {
+					t.Fatal(err)
+				}
+				netnstest.Run(t, n.Service, `table ip watch {
+					counter pods { }
+					counter nodes { }
+					chain in { type filter hook prerouting priority -300; ip saddr 192.168.0.0/16 counter name pods drop; ip saddr 10.0.0.0/8 counter name nodes drop; }
+				}`, netnstest.Program(t, "nft"), "-f", "-")
+				stop := stream(t, n)
+				for i := range 30 {
+					if c, err := b.Apply(t.Context(), sets[(i+1)%len(sets)], uint64(i+2)); err != nil || !c.Wrote {
+						t.Fatalf("wrote %v, %v", c.Wrote, err)
+					}
+				}
+				stop()
+				out := netnstest.Run(t, n.Service, "", "nft", "list", "counters")
+				never := map[string]string{"masqueraded": "pods", "exempt": "nodes"}[verdict]
+				if !strings.Contains(out, "counter "+never+" {\n\t\tpackets 0 bytes 0") {
+					t.Errorf("the service saw %s:\n%s", never, out)
+				}
+			})
+		}
+	}
+}
+
 func takeOver(t *testing.T, n *testnet.Net, backend, chain string) func() ([]foreign.Leftover, []string, error) {
 	t.Helper()
 	var others *foreign.Node
