@@ -12,6 +12,7 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"sordino/internal/netns"
 )
@@ -115,7 +116,11 @@ func (e end) address() error {
 			return err
 		}
 		ipnet.IP = ip
-		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet}); err != nil {
+		address := &netlink.Addr{IPNet: ipnet}
+		if ip.To4() == nil {
+			address.Flags = unix.IFA_F_NODAD // usable at once, also on a busy machine
+		}
+		if err := netlink.AddrAdd(link, address); err != nil {
 			return fmt.Errorf("adding %s to %s: %w", text, e.name, err)
 		}
 	}
