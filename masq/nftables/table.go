@@ -100,7 +100,10 @@ func familyOf(f masq.Family) family {
 func layOut(rs masq.RuleSet, hash string, generation uint64, suffix string) layout {
 	l := layout{randomFully: rs.RandomFully}
 	post := chainLayout{name: "postrouting", nat: true, prio: nftables.ChainPriorityRef(natPriority)}
-	count := chainLayout{name: "count", prio: nftables.ChainPriorityRef(countPriority)}
+	count := chainLayout{name: "count", prio: nftables.ChainPriorityRef(countPriority), rules: []ruleLayout{{
+		// ct direction reply accept
+		"answers are not counted", []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, equal([]byte{1}), verdict(expr.VerdictAccept, "")},
+	}}}
 	var perFamily []chainLayout
 	if len(rs.OutputInterfaces) > 0 {
 		l.sets = append(l.sets, setLayout{name: "out" + suffix, keyType: nftables.TypeIFName, names: rs.OutputInterfaces})
@@ -120,8 +123,8 @@ func layOut(rs masq.RuleSet, hash string, generation uint64, suffix string) layo
 		}
 		source, comment := f.source(rs, fr)
 		post.rules = append(post.rules, ruleLayout{comment, append(slices.Clone(source), jump("decide"+f.suffix))})
-		perFamily = append(perFamily, f.decide(rs, fr, parts))
-		count.rules = append(count.rules, f.count(source)...)
+		perFamily = append(perFamily, f.decide(rs, fr, parts), f.count())
+		count.rules = append(count.rules, ruleLayout{"sent by Pods", append(slices.Clone(source), jump("count"+f.suffix))})
 	}
 	mark := chainLayout{name: "generation", rules: []ruleLayout{{
 		// return comment "generation 7 hash 0123456789abcdef"
@@ -252,23 +255,21 @@ func (f family) translate(rs masq.RuleSet, fr masq.FamilyRules, ports *masq.Port
 
 // count is what every packet of a Pod's own connections passes. The first one
 // is counted where it is decided: it is not confirmed yet, and not translated.
-func (f family) count(source []expr.Any) []ruleLayout {
+func (f family) count() chainLayout {
 	const confirmed, snat = 1 << 3, 1 << 4 // IPS_CONFIRMED, IPS_SRC_NAT
 	rule := func(comment, name string, status uint32) ruleLayout {
-		// ct direction original meta nfproto ipv4 ip saddr @pods4 ct status & (confirmed | snat) == … counter name …
-		exprs := []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, equal([]byte{0})}
-		exprs = append(exprs, source...)
-		return ruleLayout{comment, append(exprs,
+		// ct status & (confirmed | snat) == … counter name …
+		return ruleLayout{comment, []expr.Any{
 			&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(confirmed | snat), Xor: make([]byte, 4)},
 			equal(binaryutil.NativeEndian.PutUint32(status)),
 			counter(name), verdict(expr.VerdictAccept, ""),
-		)}
+		}}
 	}
-	return []ruleLayout{
+	return chainLayout{name: "count" + f.suffix, rules: []ruleLayout{
 		rule("masqueraded, from the second packet on", "masqueraded"+f.suffix, confirmed|snat),
 		rule("left alone, from the second packet on", "exempted"+f.suffix, confirmed),
-	}
+	}}
 }
 
 func (f family) load(offset uint32) expr.Any {

@@ -334,8 +334,10 @@ func (l *lane) transfer(pieces int) error {
 	return nil
 }
 
-// outgoing is a piece of data, and incoming where it is read into.
-var outgoing, incoming = make([]byte, 64<<10), make([]byte, 64<<10)
+// outgoing is a piece of data, and incoming where it is read into: what fills
+// the largest packet that segmentation offload makes of 1,448-byte segments,
+// as those of a long transfer are.
+var outgoing, incoming = make([]byte, 44*1448), make([]byte, 44*1448)
 
 // forget empties the node's connection table.
 func (n *node) forget() error {
