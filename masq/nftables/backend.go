@@ -23,7 +23,7 @@ import (
 const DefaultTable = "ip-masq-agent"
 
 // sendBuffer is asked for so that 100,000 ranges fit into one transaction.
-// Only root of the initial user namespace gets it; elsewhere see stageTable.
+// Only root of the initial user namespace gets it; elsewhere see stage.
 const sendBuffer = 64 << 20
 
 // loudest is how many ranges a transaction may change while the process
