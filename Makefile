@@ -11,7 +11,9 @@ help: ## print this
 
 .PHONY: build
 build: ## build bin/ip-masq-agent and bin/sordino, static
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@# The agent serves a few pages on loopback: HTTP/2 would be memory for nothing.
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -tags nethttpomithttp2 -o bin/ ./cmd/ip-masq-agent
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sordino
 
 .PHONY: run
 run: build ## build, then run the demo: the example network with real packets

@@ -151,7 +151,8 @@ func document(table string) string {
 	return fmt.Sprintf(`# Benchmarks
 
 "make bench" measures these and writes this file. Every baseline is measured
-in the same run on the same machine, so the ratios are what can be compared;
+in the same run on the same machine, unless it is said to be quoted, so the
+ratios are what can be compared; run it on a machine that does nothing else:
 the times are this machine's: %s, %d processors, Linux %s.
 
 %s

@@ -196,8 +196,8 @@ type lane struct {
 	client, server net.Conn
 }
 
-// service is where the packets of the established flow go, and own where
-// everything comes from.
+// service is where the datagrams of the established flow go, and own where all
+// datagrams come from.
 var (
 	service = unix.SockaddrInet4{Addr: testnet.Service4.As4(), Port: 5000}
 	own     = unix.SockaddrInet4{Addr: testnet.Pod4.As4(), Port: 40000}
