@@ -36,6 +36,6 @@ it makes the clusters what the copy says.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&w.data, "data", "", "the folder of the server's data (default $XDG_STATE_HOME/sordino)")
+	c.Flags().StringVar(&w.data, "data", "", "the folder of the server's data (default $XDG_STATE_HOME/sordino, or ~/.local/state/sordino)")
 	return c
 }

@@ -21,7 +21,7 @@ type where struct {
 
 func (w *where) flags(c *cobra.Command) {
 	f := c.PersistentFlags()
-	f.StringVar(&w.data, "data", "", "the folder of the server's data (default $XDG_STATE_HOME/sordino)")
+	f.StringVar(&w.data, "data", "", "the folder of the server's data (default $XDG_STATE_HOME/sordino, or ~/.local/state/sordino)")
 	f.StringVar(&w.listen, "listen", "127.0.0.1:8080", "the address that the server listens on")
 	f.StringVar(&w.certFile, "tls-cert", "", "the server's certificate, if it has one")
 }
