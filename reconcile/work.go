@@ -241,9 +241,12 @@ func (j *job) settle(ctx context.Context, state environment.State, failure *envi
 	if j.o == nil {
 		return nil
 	}
-	if failure != nil {
+	switch {
+	case failure != nil:
 		j.log.Error("the operation failed", "error", failure, "state", state)
-	} else {
+	case state == environment.Deleting:
+		j.log.Info("the operation succeeded: the environment is deleted")
+	default:
 		j.log.Info("the operation succeeded", "state", state)
 	}
 	return nil

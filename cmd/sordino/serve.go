@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"sordino/reconcile"
 	"sordino/store"
 	"sordino/wire"
+	"sordino/wire/rest"
 )
 
 // serveOptions are the command line of "serve".
@@ -218,13 +220,18 @@ func authorize(callers *access.Authenticator) func(context.Context, wire.Call) (
 }
 
 // record writes calls that change something, or were refused, to the audit log.
-func record(audit *access.Audit) func(context.Context, wire.Call, codes.Code) {
-	return func(ctx context.Context, call wire.Call, code codes.Code) {
-		if code == codes.OK && access.PermissionOf(call.Method).Role <= access.Viewer {
+func record(audit *access.Audit) func(context.Context, wire.Call, wire.Outcome) {
+	return func(ctx context.Context, call wire.Call, o wire.Outcome) {
+		if o.Code == codes.OK && access.PermissionOf(call.Method).Role <= access.Viewer {
 			return
 		}
 		caller, _ := ctx.Value(callerKey{}).(string)
-		audit.Record(access.Entry{Time: time.Now().UTC(), Caller: caller, Remote: call.Remote, Method: call.Method, Resource: call.Resource, Code: code.String()})
+		resource := call.Resource
+		if strings.HasPrefix(o.Target, resource) {
+			resource = o.Target // a create is called for the parent
+		}
+		audit.Record(access.Entry{Time: time.Now().UTC(), Caller: caller, Remote: call.Remote, Method: call.Method, Resource: resource,
+			Code: rest.CodeName(o.Code), Reason: o.Reason, Operation: o.Operation})
 	}
 }
 

@@ -175,7 +175,7 @@ func (d *Driver) startAgents(ctx context.Context, e *environment.Environment) (s
 			return nil
 		}
 		detail, err := d.set(ctx, c, e, n.Name, want)
-		if err == nil {
+		if err == nil && detail != "" {
 			mu.Lock()
 			defer mu.Unlock()
 			told = append(told, detail)
