@@ -41,6 +41,8 @@ type serveOptions struct {
 	logFormat                 string
 	verbose                   bool
 	workers                   int
+	// changeWithin is reconcile's limit; tests do not wait for its default.
+	changeWithin time.Duration
 }
 
 func serveCommand() *cobra.Command {
@@ -141,7 +143,7 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 		return nil, err
 	}
 	driver := labdriver.New(labdriver.Options{Dir: dir, AgentBinary: binary, Now: time.Now, Log: s.log})
-	s.reconciler = reconcile.New(reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers})
+	s.reconciler = reconcile.New(reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers, ChangeWithin: o.changeWithin})
 	environments := environment.NewService(environment.Options{
 		Store: s.store, Networks: declared, Images: image.Default(), CheckAgentConfig: agentconfig.Check,
 		Wake: s.reconciler.Wake, Now: time.Now, NewID: uuid.NewString, Log: s.log,
