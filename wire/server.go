@@ -68,7 +68,7 @@ type Options struct {
 	// every call of every service, reflection and health too. Nil allows all.
 	Authorize func(context.Context, Call) (context.Context, error)
 	// Audit is told how each call ended, refused ones too. The context is the one
-	// that Authorize returned. Nil tells nobody.
+	// that Authorize returned, also with an error. Nil tells nobody.
 	Audit func(context.Context, Call, Outcome)
 	Log   *slog.Logger
 
@@ -342,12 +342,12 @@ func (s *Server) begin(ctx context.Context, call Call) (context.Context, func(an
 		}
 	}
 	if s.o.Authorize != nil {
-		allowed, err := s.o.Authorize(ctx, call)
-		if err != nil {
+		// Also with an error the context may know who it was.
+		var err error
+		if ctx, err = s.o.Authorize(ctx, call); err != nil {
 			audit(ctx, nil, err)
 			return ctx, nil, err
 		}
-		ctx = allowed
 	}
 	return ctx, func(response any, err error) { audit(ctx, response, err) }, nil
 }

@@ -76,7 +76,11 @@ func writeAgent(w io.Writer, a *masqv1.MasqAgent) {
 		}
 		rows = append(rows, []string{n.Name, n.Address, n.PodCidr, state, fmt.Sprint(n.ConfigGeneration), fmt.Sprintf("%d/%d", n.AppliedGeneration, n.DesiredGeneration), n.Hash, n.Error})
 	}
-	table(w, "NODE\tADDRESS\tPODS\tSTATE\tCONFIG\tRULES\tHASH\tERROR", rows)
+	if len(rows) == 0 {
+		fmt.Fprintln(w, "nodes:      none was seen at work; \"sordino operations list\" leads to the operation that says why")
+	} else {
+		table(w, "NODE\tADDRESS\tPODS\tSTATE\tCONFIG\tRULES\tHASH\tERROR", rows)
+	}
 	said := map[string]bool{}
 	for _, n := range a.Nodes {
 		for _, f := range n.Findings {
