@@ -156,8 +156,11 @@ func (e *OperationError) Error() string {
 	return fmt.Sprintf("operation %s failed: %s", e.Name, e.Status.Message)
 }
 
+// ErrStillRunning says that nobody waits any more for an operation that goes on.
+var ErrStillRunning = errors.New("no longer waiting for the operation, which goes on")
+
 // Wait polls an operation until it has ended: soon at first, then every two
-// seconds. When the context ends, the operation goes on.
+// seconds. When the context ends, the operation goes on: [ErrStillRunning].
 func (c *Client) Wait(ctx context.Context, op *composer.Operation, told Waiting) (*composer.Operation, error) {
 	pause := 50 * time.Millisecond
 	var away time.Time // since when the server does not answer
@@ -173,7 +176,7 @@ func (c *Client) Wait(ctx context.Context, op *composer.Operation, told Waiting)
 		}
 		select {
 		case <-ctx.Done():
-			return op, fmt.Errorf("no longer waiting for operation %s, which goes on: %w", op.Name, context.Cause(ctx))
+			return op, fmt.Errorf("%w: %s", ErrStillRunning, op.Name)
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, 2*time.Second)
@@ -181,7 +184,7 @@ func (c *Client) Wait(ctx context.Context, op *composer.Operation, told Waiting)
 		switch {
 		case err == nil:
 			op, away = next, time.Time{}
-		case ctx.Err() != nil:
+		case ctx.Err() != nil: // said above
 		case transient(err) && (away.IsZero() || time.Since(away) < patience):
 			// The server restarts: what it accepted it goes on with.
 			if away.IsZero() {

@@ -77,7 +77,8 @@ type Observed struct {
 	Nodes      []ObservedNode `json:"nodes,omitempty"`
 	// Proof says how masquerading was last proven by a packet: "192.168.0.2 was
 	// seen as 10.128.0.2 by 203.0.113.10". Empty is not proven.
-	Proof   string    `json:"proof,omitempty"`
+	Proof string `json:"proof,omitempty"`
+	// Checked is when that was, not when somebody looked.
 	Checked time.Time `json:"checked,omitzero"`
 }
 

@@ -241,9 +241,12 @@ func (j *job) settle(ctx context.Context, state environment.State, failure *envi
 	if j.o == nil {
 		return nil
 	}
-	if failure != nil {
+	switch {
+	case failure != nil:
 		j.log.Error("the operation failed", "error", failure, "state", state)
-	} else {
+	case state == environment.Deleting:
+		j.log.Info("the operation succeeded: the environment is deleted")
+	default:
 		j.log.Info("the operation succeeded", "state", state)
 	}
 	return nil
@@ -535,9 +538,13 @@ func (j *job) look(ctx context.Context) error {
 	return missing(j.e, observed)
 }
 
-// same tells whether two observations differ in more than their times.
+// same tells whether two observations are of the same: one that was proven
+// again is another.
 func same(a, b environment.Observed) bool {
-	a.Checked, b.Checked = time.Time{}, time.Time{}
+	if !a.Checked.Equal(b.Checked) {
+		return false
+	}
+	a.Checked, b.Checked = time.Time{}, time.Time{} // as structs they may differ still
 	return reflect.DeepEqual(a, b)
 }
 

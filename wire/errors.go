@@ -145,13 +145,23 @@ func valid(s string) string {
 var environmentFields = (&servicepb.Environment{}).ProtoReflect().Descriptor().Fields()
 
 // requestField is a violation's path from the request: the domain counts from
-// the environment, which is a field of the requests that have one.
+// the environment, which is a field of the requests that have one. Its agent is
+// one of our own service's.
 func requestField(path string) string {
-	first, _, _ := strings.Cut(path, ".")
+	first, rest, _ := strings.Cut(path, ".")
+	if first == "agent" {
+		return "masq_agent." + valid(rest)
+	}
 	if environmentFields.ByName(protoreflect.Name(first)) == nil {
 		return valid(path)
 	}
 	return "environment." + valid(path)
+}
+
+// undecodable is the answer to a gRPC message that is not what the method takes.
+func undecodable(err error) error {
+	return &environment.Error{Code: environment.InvalidArgument, Reason: "REQUEST_MALFORMED",
+		Message: "the request's message cannot be decoded as what the method takes: " + err.Error()}
 }
 
 // instead says what to use in place of a method that is not served.

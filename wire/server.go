@@ -14,6 +14,7 @@ import (
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
@@ -45,6 +46,15 @@ type Service struct {
 	ValidateOnly []string
 }
 
+// Outcome is how a call ended.
+type Outcome struct {
+	Code codes.Code
+	// Reason is the word for programs of a call that was refused.
+	Reason string
+	// Operation is the one that the call started, and Target what that works on.
+	Operation, Target string
+}
+
 // Options are what a Server is made of. The zero value of a limit is its
 // default.
 type Options struct {
@@ -58,8 +68,8 @@ type Options struct {
 	// every call of every service, reflection and health too. Nil allows all.
 	Authorize func(context.Context, Call) (context.Context, error)
 	// Audit is told how each call ended, refused ones too. The context is the one
-	// that Authorize returned. Nil tells nobody.
-	Audit func(context.Context, Call, codes.Code)
+	// that Authorize returned, also with an error. Nil tells nobody.
+	Audit func(context.Context, Call, Outcome)
 	Log   *slog.Logger
 
 	// MaxBody is the most bytes of a request's body or gRPC message: 1 MiB.
@@ -112,6 +122,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{o: o, health: health.NewServer()}
 	s.grpc = grpc.NewServer(
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(o.MaxBody),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
@@ -215,9 +226,28 @@ func describe(base *grpc.ServiceDesc, d protoreflect.ServiceDescriptor, v Versio
 }
 
 // before puts a check between a method's interceptors, which authorize, and the
-// method.
+// method. A request that cannot be decoded gets that far too: generated code
+// would tell everybody, and nobody would hear of it.
 func before(handler grpc.MethodHandler, check func(context.Context) error) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, dec func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		if interceptor != nil {
+			decode, inner := dec, check
+			var undecoded error
+			dec = func(request any) error {
+				var raw frame
+				if err := decode(&raw); err != nil {
+					return err // it did not come whole
+				}
+				undecoded = proto.Unmarshal(raw, request.(proto.Message))
+				return nil
+			}
+			check = func(ctx context.Context) error {
+				if undecoded != nil {
+					return undecodable(undecoded)
+				}
+				return inner(ctx)
+			}
+		}
 		return handler(srv, ctx, dec, func(ctx context.Context, request any, info *grpc.UnaryServerInfo, run grpc.UnaryHandler) (any, error) {
 			checked := func(ctx context.Context, request any) (any, error) {
 				if err := check(ctx); err != nil {
@@ -305,21 +335,40 @@ func (s *Server) Close() {
 }
 
 // begin is what both transports do before a call, and end after it.
-func (s *Server) begin(ctx context.Context, call Call) (context.Context, func(error), error) {
-	audit := func(ctx context.Context, err error) {
+func (s *Server) begin(ctx context.Context, call Call) (context.Context, func(any, error), error) {
+	audit := func(ctx context.Context, response any, err error) {
 		if s.o.Audit != nil {
-			s.o.Audit(ctx, call, Status(ctx, err, nil).Code())
+			s.o.Audit(ctx, call, outcome(ctx, response, err))
 		}
 	}
 	if s.o.Authorize != nil {
-		allowed, err := s.o.Authorize(ctx, call)
-		if err != nil {
-			audit(ctx, err)
+		// Also with an error the context may know who it was.
+		var err error
+		if ctx, err = s.o.Authorize(ctx, call); err != nil {
+			audit(ctx, nil, err)
 			return ctx, nil, err
 		}
-		ctx = allowed
 	}
-	return ctx, func(err error) { audit(ctx, err) }, nil
+	return ctx, func(response any, err error) { audit(ctx, response, err) }, nil
+}
+
+func outcome(ctx context.Context, response any, err error) Outcome {
+	st := Status(ctx, err, nil)
+	o := Outcome{Code: st.Code()}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			o.Reason = info.Reason
+		}
+	}
+	if op, ok := response.(*longrunningpb.Operation); ok && err == nil {
+		o.Operation = op.GetName()
+		// The same on the wire in every version.
+		var m servicepb.OperationMetadata
+		if proto.Unmarshal(op.GetMetadata().GetValue(), &m) == nil {
+			o.Target = m.Resource
+		}
+	}
+	return o
 }
 
 // grpcCall is a gRPC call for the hooks.
@@ -347,7 +396,7 @@ func (s *Server) unary(ctx context.Context, request any, info *grpc.UnaryServerI
 	if err != nil {
 		return nil, err
 	}
-	defer func() { end(err) }()
+	defer func() { end(response, err) }()
 	defer func() {
 		if v := recover(); v != nil {
 			err = rest.Panic(v)
@@ -367,7 +416,7 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	if err != nil {
 		return err
 	}
-	defer func() { end(err) }()
+	defer func() { end(nil, err) }()
 	defer func() {
 		if v := recover(); v != nil {
 			err = rest.Panic(v)

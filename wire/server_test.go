@@ -15,6 +15,7 @@ import (
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -187,16 +188,16 @@ func TestAuthorization(t *testing.T) {
 			}
 			return context.WithValue(ctx, who{}, "alice"), nil
 		}
-		o.Audit = func(ctx context.Context, c Call, code codes.Code) {
+		o.Audit = func(ctx context.Context, c Call, o Outcome) {
 			mu.Lock()
 			defer mu.Unlock()
-			if (ctx.Value(who{}) == "alice") == (code == codes.PermissionDenied) {
+			if (ctx.Value(who{}) == "alice") == (o.Code == codes.PermissionDenied) {
 				t.Errorf("%s: the context is not Authorize's", c.Method)
 			}
 			if c.Remote == "" {
 				t.Errorf("%s: no remote address", c.Method)
 			}
-			records = append(records, record{c.Name(), c.Resource, c.Project, code})
+			records = append(records, record{c.Name(), c.Resource, c.Project, o.Code})
 		}
 	})
 	conn := s.dial()
@@ -267,7 +268,32 @@ func TestAuthorization(t *testing.T) {
 	}
 	denied("reflection", err)
 	check("reflection", record{"ServerReflectionInfo", "", "", codes.PermissionDenied})
+
+	// A message that is none is told to nobody but who may call.
+	for _, method := range []string{
+		"/google.cloud.orchestration.airflow.service.v1.Environments/DeleteEnvironment",
+		"/google.cloud.orchestration.airflow.service.v1.Environments/RestartWebServer",
+		"/google.longrunning.Operations/GetOperation",
+	} {
+		garbage := func(ctx context.Context) error {
+			return conn.Invoke(ctx, method, []byte{0xff, 0xff}, new([]byte), grpc.ForceCodec(verbatim{}))
+		}
+		denied(method, garbage(ctx))
+		name := method[strings.LastIndexByte(method, '/')+1:]
+		check(method, record{name, "", "", codes.PermissionDenied})
+		if err := garbage(good); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "cannot be decoded") {
+			t.Errorf("%s: %v", method, err)
+		}
+		check(method, record{name, "", "", codes.InvalidArgument})
+	}
 }
+
+// verbatim sends bytes as they are.
+type verbatim struct{}
+
+func (verbatim) Marshal(v any) ([]byte, error)      { return v.([]byte), nil }
+func (verbatim) Unmarshal(data []byte, v any) error { *v.(*[]byte) = data; return nil }
+func (verbatim) Name() string                       { return "proto" }
 
 // slow waits until its call is ended.
 type slow struct{ *memory }

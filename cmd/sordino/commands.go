@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sordino/client"
 	"sordino/internal/isolate"
 )
 
@@ -54,6 +55,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case err == nil:
 		return 0
 	case errors.As(err, &status):
+	case ctx.Err() != nil && errors.Is(err, client.ErrStillRunning):
+		fmt.Fprintf(stderr, "sordino: interrupted: %v\n", err)
+		return interrupted
 	case ctx.Err() != nil:
 		fmt.Fprintln(stderr, "sordino: interrupted")
 		return interrupted

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -55,6 +56,14 @@ func (w *where) address() (string, error) {
 	return scheme + "://" + net.JoinHostPort(host, port), nil
 }
 
+// cert is the certificate's path for clients, wherever they are run.
+func (w *where) cert() string {
+	if path, err := filepath.Abs(w.certFile); err == nil {
+		return path
+	}
+	return w.certFile
+}
+
 func envCommand() *cobra.Command {
 	var w where
 	var project, location string
@@ -83,6 +92,10 @@ Give the same --data, --listen and --tls-cert as to "sordino serve".`,
 				return err
 			}
 			tokenFile := filepath.Join(dir, tokenName)
+			// A server that just starts may not have made it yet.
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				return fmt.Errorf("making the data folder: %w", err)
+			}
 			token, err := access.OwnerToken(tokenFile)
 			if err != nil {
 				return err
@@ -105,9 +118,7 @@ Give the same --data, --listen and --tls-cert as to "sordino serve".`,
 			{"CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK", "true"},
 		}
 		if w.certFile != "" {
-			if cert, err := filepath.Abs(w.certFile); err == nil {
-				settings = append(settings, [2]string{"CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", cert})
-			}
+			settings = append(settings, [2]string{"CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", w.cert()})
 		}
 		export(out, settings)
 		fmt.Fprintln(out, `export no_proxy="127.0.0.1,localhost${no_proxy:+,$no_proxy}"`)
@@ -126,9 +137,16 @@ Give the same --data, --listen and --tls-cert as to "sordino serve".`,
 #     poll_interval   = "1s" # 7.19 and newer
 #   }
 `)
+		if w.certFile != "" {
+			fmt.Fprintf(out, "# They trust the certificates that this machine trusts: add %s to those,\n# or name a file with all of them in SSL_CERT_FILE.\n", w.cert())
+		}
 	})
 	print("sordino", "Environment variables for this program's own commands", func(out io.Writer, url, _, tokenFile string) {
-		export(out, [][2]string{{"SORDINO_SERVER", url}, {"SORDINO_TOKEN_FILE", tokenFile}, {"SORDINO_PROJECT", project}, {"CLOUDSDK_COMPOSER_LOCATION", location}})
+		settings := [][2]string{{"SORDINO_SERVER", url}, {"SORDINO_TOKEN_FILE", tokenFile}, {"SORDINO_PROJECT", project}, {"CLOUDSDK_COMPOSER_LOCATION", location}}
+		if w.certFile != "" {
+			settings = append(settings, [2]string{"SORDINO_CA_FILE", w.cert()})
+		}
+		export(out, settings)
 	})
 	return c
 }

@@ -17,7 +17,11 @@ import (
 func environmentsCommand(r *remote) *cobra.Command {
 	c := &cobra.Command{Use: "environments", Short: "Create, look at, change and delete environments"}
 	r.flags(c)
-	c.AddCommand(r.createEnvironment(), r.describeEnvironment(), r.listEnvironments(), r.updateEnvironment(), r.deleteEnvironment(), r.runInEnvironment())
+	for _, sub := range []*cobra.Command{r.describeEnvironment(), r.updateEnvironment(), r.deleteEnvironment(), r.runInEnvironment()} {
+		sub.ValidArgsFunction = r.completeEnvironments
+		c.AddCommand(sub)
+	}
+	c.AddCommand(r.createEnvironment(), r.listEnvironments())
 	return c
 }
 
@@ -76,7 +80,7 @@ func extensions(validateOnly bool, requestID string) (options []googleapi.CallOp
 func (r *remote) describeEnvironment() *cobra.Command {
 	c := &cobra.Command{Use: "describe ENVIRONMENT", Short: "Show an environment", Args: cobra.ExactArgs(1)}
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
-		name, err := r.name("environments", args[0])
+		name, err := r.environment(c.Context(), s, args[0])
 		if err != nil {
 			return err
 		}
@@ -100,7 +104,7 @@ func (r *remote) listEnvironments() *cobra.Command {
 		if len(locations) == 0 {
 			locations = []string{"-"}
 		}
-		var all []*composer.Environment
+		all := []*composer.Environment{}
 		for _, r.location = range locations {
 			parent, err := r.parent()
 			if err != nil {
@@ -121,7 +125,7 @@ func (r *remote) listEnvironments() *cobra.Command {
 				if e.Config != nil && e.Config.NodeConfig != nil && e.Config.NodeConfig.EnableIpMasqAgent {
 					agent = "yes"
 				}
-				rows = append(rows, []string{path.Base(e.Name), strings.Split(e.Name, "/")[3], e.State, agent, e.CreateTime})
+				rows = append(rows, []string{path.Base(e.Name), strings.Split(e.Name, "/")[3], e.State, agent, moment(e.CreateTime)})
 			}
 			table(w, "NAME\tLOCATION\tSTATE\tMASQ AGENT\tCREATED", rows)
 		})
@@ -136,7 +140,7 @@ func (r *remote) updateEnvironment() *cobra.Command {
 	var requestID string
 	c := &cobra.Command{Use: "update ENVIRONMENT", Short: "Change one thing of an environment; the flags are gcloud's", Args: cobra.ExactArgs(1)}
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
-		name, err := r.name("environments", args[0])
+		name, err := r.environment(c.Context(), s, args[0])
 		if err != nil {
 			return err
 		}
@@ -165,7 +169,7 @@ func (r *remote) deleteEnvironment() *cobra.Command {
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
 		var names []string
 		for _, a := range args {
-			name, err := r.name("environments", a)
+			name, err := r.environment(c.Context(), s, a)
 			if err != nil {
 				return err
 			}
@@ -183,7 +187,7 @@ func (r *remote) deleteEnvironment() *cobra.Command {
 		for _, name := range names {
 			op, err := s.Composer.Projects.Locations.Environments.Delete(name).Context(c.Context()).Do()
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", name, readable(err)))
+				errs = append(errs, fmt.Errorf("%s: %w", name, r.readable(err)))
 				continue
 			}
 			started = append(started, op)

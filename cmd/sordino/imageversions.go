@@ -21,7 +21,7 @@ func imageVersionsCommand(r *remote) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var all []*composer.ImageVersion
+			all := []*composer.ImageVersion{}
 			call := s.Composer.Projects.Locations.ImageVersions.List(parent).IncludePastReleases(past)
 			err = call.Pages(c.Context(), func(p *composer.ListImageVersionsResponse) error {
 				all = append(all, p.ImageVersions...)

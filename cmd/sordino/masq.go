@@ -18,21 +18,22 @@ func masqCommand(r *remote) *cobra.Command {
 	r.flags(c)
 	for _, sub := range []*cobra.Command{r.describeMasq(), r.setMasq(), r.planMasq(), r.explainMasq()} {
 		r.locationFlag(sub)
+		sub.ValidArgsFunction = r.completeEnvironments
 		c.AddCommand(sub)
 	}
 	return c
 }
 
 // agentName is the full name of an environment's agent.
-func (r *remote) agentName(environment string) (string, error) {
-	name, err := r.name("environments", environment)
+func (r *remote) agentName(c *cobra.Command, s *client.Client, environment string) (string, error) {
+	name, err := r.environment(c.Context(), s, environment)
 	return name + "/masqAgent", err
 }
 
 func (r *remote) describeMasq() *cobra.Command {
 	c := &cobra.Command{Use: "describe ENVIRONMENT", Short: "Show the configuration, what is exempt by itself, and what every node holds; exit 1 while a node does not hold it", Args: cobra.ExactArgs(1)}
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
-		name, err := r.agentName(args[0])
+		name, err := r.agentName(c, s, args[0])
 		if err != nil {
 			return err
 		}
@@ -75,7 +76,11 @@ func writeAgent(w io.Writer, a *masqv1.MasqAgent) {
 		}
 		rows = append(rows, []string{n.Name, n.Address, n.PodCidr, state, fmt.Sprint(n.ConfigGeneration), fmt.Sprintf("%d/%d", n.AppliedGeneration, n.DesiredGeneration), n.Hash, n.Error})
 	}
-	table(w, "NODE\tADDRESS\tPODS\tSTATE\tCONFIG\tRULES\tHASH\tERROR", rows)
+	if len(rows) == 0 {
+		fmt.Fprintln(w, "nodes:      none was seen at work; \"sordino operations list\" leads to the operation that says why")
+	} else {
+		table(w, "NODE\tADDRESS\tPODS\tSTATE\tCONFIG\tRULES\tHASH\tERROR", rows)
+	}
 	said := map[string]bool{}
 	for _, n := range a.Nodes {
 		for _, f := range n.Findings {
@@ -114,7 +119,7 @@ func (r *remote) setMasq() *cobra.Command {
 		if defaults == (len(args) == 2) {
 			return errors.New("name a file, or give --defaults to go back to the defaults")
 		}
-		name, err := r.agentName(args[0])
+		name, err := r.agentName(c, s, args[0])
 		if err != nil {
 			return err
 		}
@@ -133,8 +138,9 @@ func (r *remote) setMasq() *cobra.Command {
 			return err
 		}
 		if validateOnly {
-			fmt.Fprintln(c.OutOrStdout(), "The configuration is valid; nothing was changed.")
-			return nil
+			return r.print(c.OutOrStdout(), op, func(w io.Writer) {
+				fmt.Fprintln(w, "Valid: the configuration would be accepted. Nothing was changed.")
+			})
 		}
 		started, err := s.Composer.Projects.Locations.Operations.Get(op.Name).Context(c.Context()).Do()
 		if err != nil {
@@ -153,7 +159,7 @@ func (r *remote) setMasq() *cobra.Command {
 func (r *remote) planMasq() *cobra.Command {
 	c := &cobra.Command{Use: "plan ENVIRONMENT FILE", Short: "Show what a configuration would change in every node's kernel; exit 0 nothing, 2 changes", Args: cobra.ExactArgs(2)}
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
-		name, err := r.agentName(args[0])
+		name, err := r.agentName(c, s, args[0])
 		if err != nil {
 			return err
 		}
@@ -204,7 +210,7 @@ func (r *remote) explainMasq() *cobra.Command {
 		Example: "  sordino masq explain example-environment --location us-central1 --src 10.16.0.2 --dst 203.0.113.10 --proto tcp --dport 443",
 	}
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) (err error) {
-		if q.Name, err = r.agentName(args[0]); err != nil {
+		if q.Name, err = r.agentName(c, s, args[0]); err != nil {
 			return err
 		}
 		answer, err := s.Masq.ExplainFlow(c.Context(), &q)

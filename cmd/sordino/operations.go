@@ -28,6 +28,48 @@ type operationMetadata struct {
 		State  string `json:"state"`
 		Detail string `json:"detail"`
 	} `json:"steps"`
+	Plan *plan `json:"plan"`
+}
+
+// plan is what validateOnly tells of an environment.
+type plan struct {
+	Network    string `json:"network"`
+	Subnetwork string `json:"subnetwork"`
+	Ranges     []struct {
+		Kind               string `json:"kind"`
+		CIDRBlock          string `json:"cidrBlock"`
+		ChosenBy           string `json:"chosenBy"`
+		SecondaryRangeName string `json:"secondaryRangeName"`
+	} `json:"ranges"`
+	NodeAddresses       []string `json:"nodeAddresses"`
+	NodePodPrefixLength int      `json:"nodePodPrefixLength"`
+	MaxPodsPerNode      int      `json:"maxPodsPerNode"`
+	MaxNodes            int      `json:"maxNodes"`
+	MaxServices         int      `json:"maxServices"`
+	AgentExempts        []string `json:"agentExempts"`
+	Warnings            []string `json:"warnings"`
+}
+
+func writePlan(w io.Writer, p *plan) {
+	fmt.Fprintf(w, "network:    %s, subnetwork %s\n", p.Network, p.Subnetwork)
+	fmt.Fprintf(w, "nodes:      %s; at most %d\n", strings.Join(p.NodeAddresses, ", "), p.MaxNodes)
+	fmt.Fprintf(w, "Pods:       a /%d and at most %d Pods a node\n", p.NodePodPrefixLength, p.MaxPodsPerNode)
+	if p.MaxServices > 0 {
+		fmt.Fprintf(w, "Services:   at most %d\n", p.MaxServices)
+	}
+	if len(p.AgentExempts) > 0 {
+		fmt.Fprintf(w, "the agent:  never masquerades to %s\n", strings.Join(p.AgentExempts, ", "))
+	} else {
+		fmt.Fprintln(w, "the agent:  not enabled; Pods are seen with addresses of their own")
+	}
+	var rows [][]string
+	for _, r := range p.Ranges {
+		rows = append(rows, []string{r.Kind, r.CIDRBlock, r.ChosenBy, r.SecondaryRangeName})
+	}
+	table(w, "RANGE\tCIDR\tCHOSEN BY\tSECONDARY RANGE", rows)
+	for _, warning := range p.Warnings {
+		fmt.Fprintf(w, "note:       %s\n", warning)
+	}
 }
 
 func metadataOf(op *composer.Operation) (m operationMetadata) {
@@ -44,7 +86,7 @@ func operationsCommand(r *remote) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var all []*composer.Operation
+			all := []*composer.Operation{}
 			err = s.Composer.Projects.Locations.Operations.List(parent).Pages(c.Context(), func(p *composer.ListOperationsResponse) error {
 				all = append(all, p.Operations...)
 				return nil
@@ -56,7 +98,7 @@ func operationsCommand(r *remote) *cobra.Command {
 				var rows [][]string
 				for _, op := range all {
 					m := metadataOf(op)
-					rows = append(rows, []string{path.Base(op.Name), m.OperationType, path.Base(m.Resource), m.State, m.CreateTime, m.EndTime})
+					rows = append(rows, []string{path.Base(op.Name), m.OperationType, path.Base(m.Resource), m.State, moment(m.CreateTime), moment(m.EndTime)})
 				}
 				table(w, "OPERATION\tTYPE\tENVIRONMENT\tSTATE\tSTARTED\tENDED", rows)
 			})
@@ -104,9 +146,9 @@ func operationsCommand(r *remote) *cobra.Command {
 
 func describeOperation(w io.Writer, op *composer.Operation) {
 	m := metadataOf(op)
-	fmt.Fprintf(w, "operation:   %s\ntype:        %s\nenvironment: %s\nstate:       %s\nstarted:     %s\n", op.Name, m.OperationType, m.Resource, m.State, m.CreateTime)
+	fmt.Fprintf(w, "operation:   %s\ntype:        %s\nenvironment: %s\nstate:       %s\nstarted:     %s\n", op.Name, m.OperationType, m.Resource, m.State, moment(m.CreateTime))
 	if m.EndTime != "" {
-		fmt.Fprintf(w, "ended:       %s\n", m.EndTime)
+		fmt.Fprintf(w, "ended:       %s\n", moment(m.EndTime))
 	}
 	for _, s := range m.Steps {
 		fmt.Fprintf(w, "step:        %-9s %s", strings.ToLower(s.State), s.Name)
@@ -142,7 +184,16 @@ func progress(w io.Writer) client.Waiting {
 
 // finish waits for an operation unless it is not wished for, and prints it.
 func (r *remote) finish(c *cobra.Command, s *client.Client, op *composer.Operation, async bool, ended func(io.Writer)) error {
-	if async || op.Name == "" {
+	if op.Name == "" { // only validated
+		return r.print(c.OutOrStdout(), op, func(w io.Writer) {
+			m := metadataOf(op)
+			fmt.Fprintf(w, "Valid: the %s of %s would be accepted. Nothing was changed.\n", strings.ToLower(m.OperationType), m.Resource)
+			if m.Plan != nil {
+				writePlan(w, m.Plan)
+			}
+		})
+	}
+	if async {
 		return r.print(c.OutOrStdout(), op, func(w io.Writer) { describeOperation(w, op) })
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "operation %s\n", op.Name)

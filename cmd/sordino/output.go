@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -41,11 +42,27 @@ func (r *remote) print(w io.Writer, v any, text func(io.Writer)) error {
 	return err
 }
 
-// table writes aligned columns.
+// moment is a time of the API for a person: without fractions, in UTC.
+func moment(text string) string {
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return text
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+// table writes aligned columns, or that there is nothing.
 func table(w io.Writer, head string, rows [][]string) {
+	if len(rows) == 0 {
+		fmt.Fprintln(w, "Listed 0 items.")
+		return
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, head)
 	for _, r := range rows {
+		for len(r) > 0 && r[len(r)-1] == "" { // no spaces at a line's end
+			r = r[:len(r)-1]
+		}
 		fmt.Fprintln(t, strings.Join(r, "\t"))
 	}
 	_ = t.Flush() // a writer that fails has said so to the caller's next write

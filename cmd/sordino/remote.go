@@ -1,17 +1,27 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	composer "google.golang.org/api/composer/v1beta1"
 	"google.golang.org/api/googleapi"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"sordino/client"
+	wirerest "sordino/wire/rest"
 )
 
 // remote is what every command that asks a server has in common. Its flags
@@ -34,7 +44,7 @@ func (r *remote) flags(c *cobra.Command) {
 }
 
 func (r *remote) locationFlag(c *cobra.Command) {
-	c.Flags().StringVar(&r.location, "location", os.Getenv("CLOUDSDK_COMPOSER_LOCATION"), "the location, for example us-central1 (CLOUDSDK_COMPOSER_LOCATION)")
+	c.Flags().StringVar(&r.location, "location", os.Getenv("CLOUDSDK_COMPOSER_LOCATION"), "the location, for example us-central1 (CLOUDSDK_COMPOSER_LOCATION; an environment that is there already is found without)")
 }
 
 func envOr(name, otherwise string) string {
@@ -96,46 +106,91 @@ func (r *remote) connect(do func(c *cobra.Command, args []string, s *client.Clie
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		return readable(do(c, args, s))
+		return r.readable(do(c, args, s))
 	}
 }
 
 // readable turns an answer's error into what a person wants to read: the
-// server's own words, and the code for who scripts.
-func readable(err error) error {
+// server's own words, and the code and the reason for who scripts. It is the
+// same whether the call went over REST or gRPC.
+func (r *remote) readable(err error) error {
 	var rest *googleapi.Error
-	if errors.As(err, &rest) {
-		message := rest.Message
-		if message == "" {
+	var unreachable *url.Error
+	switch {
+	case err == nil, errors.As(err, new(exit)), errors.Is(err, client.ErrStillRunning):
+		return err
+	case errors.As(err, &rest):
+		code, message := http.StatusText(rest.Code), rest.Message
+		var answer struct {
+			Error struct{ Status string } `json:"error"`
+		}
+		if json.Unmarshal([]byte(rest.Body), &answer) == nil && answer.Error.Status != "" {
+			code = answer.Error.Status
+		}
+		if message == "" { // not the API's: a proxy's, perhaps
 			message = strings.TrimSpace(rest.Body)
 		}
-		var b strings.Builder
-		fmt.Fprintf(&b, "%s", message)
+		var reason string
+		var links []string
 		for _, d := range rest.Details {
 			detail, _ := d.(map[string]any)
-			if info, ok := detail["reason"].(string); ok {
-				fmt.Fprintf(&b, "\n  reason: %s", info)
+			if text, ok := detail["reason"].(string); ok {
+				reason = text
 			}
-			links, _ := detail["links"].([]any)
-			for _, l := range links {
+			all, _ := detail["links"].([]any)
+			for _, l := range all {
 				link, _ := l.(map[string]any)
-				fmt.Fprintf(&b, "\n  see: %v %v", link["description"], link["url"])
+				links = append(links, fmt.Sprintf("%v %v", link["description"], link["url"]))
 			}
 		}
-		return fmt.Errorf("%d: %s", rest.Code, b.String())
+		return answered(code, message, reason, links)
+	case errors.As(err, &unreachable):
+		return r.unreachable(unreachable.Err)
 	}
-	if s, ok := status.FromError(err); ok && err != nil && !errors.As(err, new(exit)) {
-		return fmt.Errorf("%s: %s", s.Code(), s.Message())
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
 	}
-	return err
+	var reason string
+	var links []string
+	for _, d := range s.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			reason = d.Reason
+		case *errdetails.Help:
+			for _, l := range d.Links {
+				links = append(links, l.Description+" "+l.Url)
+			}
+		}
+	}
+	if s.Code() == codes.Unavailable && reason == "" {
+		return r.unreachable(errors.New(s.Message()))
+	}
+	return answered(wirerest.CodeName(s.Code()), s.Message(), reason, links)
+}
+
+func answered(code, message, reason string, links []string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", code, message)
+	if reason != "" {
+		fmt.Fprintf(&b, "\n  reason: %s", reason)
+	}
+	for _, l := range links {
+		fmt.Fprintf(&b, "\n  see: %s", l)
+	}
+	return errors.New(b.String())
+}
+
+func (r *remote) unreachable(err error) error {
+	return fmt.Errorf("the server %s cannot be reached: %w; is \"sordino serve\" running there? name another with --server", r.server, err)
 }
 
 func (r *remote) parent() (string, error) {
 	if r.project == "" {
-		return "", errors.New("which project? give --project, or set SORDINO_PROJECT")
+		return "", errors.New("which project? give --project, or set SORDINO_PROJECT; \"sordino env sordino\" prints what to set")
 	}
 	if r.location == "" {
-		return "", errors.New("which location? give --location, for example us-central1")
+		return "", errors.New("which location? give --location, for example us-central1, or set CLOUDSDK_COMPOSER_LOCATION")
 	}
 	return "projects/" + r.project + "/locations/" + r.location, nil
 }
@@ -151,3 +206,60 @@ func (r *remote) name(collection, text string) (string, error) {
 	}
 	return parent + "/" + collection + "/" + text, nil
 }
+
+// environment is an environment's full name. Without a location it is looked
+// for in all of them.
+func (r *remote) environment(ctx context.Context, s *client.Client, text string) (string, error) {
+	if strings.HasPrefix(text, "projects/") || r.location != "" || r.project == "" {
+		return r.name("environments", text)
+	}
+	var found []string
+	err := s.Composer.Projects.Locations.Environments.List("projects/"+r.project+"/locations/-").PageSize(1000).Pages(ctx, func(p *composer.ListEnvironmentsResponse) error {
+		for _, e := range p.Environments {
+			if strings.HasSuffix(e.Name, "/environments/"+text) {
+				found = append(found, e.Name)
+			}
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return "", err
+	case len(found) == 0:
+		return "", fmt.Errorf("no location of the project %s has an environment %s; \"sordino environments list\" shows those that there are", r.project, text)
+	case len(found) > 1:
+		return "", fmt.Errorf("which location? there are %s; give --location", strings.Join(found, " and "))
+	}
+	return found[0], nil
+}
+
+// completeEnvironments offers the names of environments to a shell.
+func (r *remote) completeEnvironments(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 && !strings.HasPrefix(c.Use, "delete") {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	location := r.location
+	if location == "" {
+		location = "-"
+	}
+	var names []string
+	ctx, cancel := context.WithTimeout(c.Context(), completeWithin)
+	defer cancel()
+	err := r.connect(func(_ *cobra.Command, _ []string, s *client.Client) error {
+		answer, err := s.Composer.Projects.Locations.Environments.List("projects/" + r.project + "/locations/" + location).PageSize(1000).Context(ctx).Do()
+		if err != nil {
+			return err
+		}
+		for _, e := range answer.Environments {
+			names = append(names, path.Base(e.Name)+"\t"+e.State)
+		}
+		return nil
+	})(c, nil)
+	if err != nil {
+		cobra.CompErrorln(err.Error()) // only seen when completion is debugged
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeWithin is how long somebody who pressed Tab waits for the server.
+const completeWithin = 2 * time.Second

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"sordino/reconcile"
 	"sordino/store"
 	"sordino/wire"
+	"sordino/wire/rest"
 )
 
 // serveOptions are the command line of "serve".
@@ -39,6 +41,8 @@ type serveOptions struct {
 	logFormat                 string
 	verbose                   bool
 	workers                   int
+	// changeWithin is reconcile's limit; tests do not wait for its default.
+	changeWithin time.Duration
 }
 
 func serveCommand() *cobra.Command {
@@ -139,7 +143,7 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 		return nil, err
 	}
 	driver := labdriver.New(labdriver.Options{Dir: dir, AgentBinary: binary, Now: time.Now, Log: s.log})
-	s.reconciler = reconcile.New(reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers})
+	s.reconciler = reconcile.New(reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers, ChangeWithin: o.changeWithin})
 	environments := environment.NewService(environment.Options{
 		Store: s.store, Networks: declared, Images: image.Default(), CheckAgentConfig: agentconfig.Check,
 		Wake: s.reconciler.Wake, Now: time.Now, NewID: uuid.NewString, Log: s.log,
@@ -218,13 +222,18 @@ func authorize(callers *access.Authenticator) func(context.Context, wire.Call) (
 }
 
 // record writes calls that change something, or were refused, to the audit log.
-func record(audit *access.Audit) func(context.Context, wire.Call, codes.Code) {
-	return func(ctx context.Context, call wire.Call, code codes.Code) {
-		if code == codes.OK && access.PermissionOf(call.Method).Role <= access.Viewer {
+func record(audit *access.Audit) func(context.Context, wire.Call, wire.Outcome) {
+	return func(ctx context.Context, call wire.Call, o wire.Outcome) {
+		if o.Code == codes.OK && access.PermissionOf(call.Method).Role <= access.Viewer {
 			return
 		}
 		caller, _ := ctx.Value(callerKey{}).(string)
-		audit.Record(access.Entry{Time: time.Now().UTC(), Caller: caller, Remote: call.Remote, Method: call.Method, Resource: call.Resource, Code: code.String()})
+		resource := call.Resource
+		if strings.HasPrefix(o.Target, resource) {
+			resource = o.Target // a create is called for the parent
+		}
+		audit.Record(access.Entry{Time: time.Now().UTC(), Caller: caller, Remote: call.Remote, Method: call.Method, Resource: resource,
+			Code: rest.CodeName(o.Code), Reason: o.Reason, Operation: o.Operation})
 	}
 }
 

@@ -20,12 +20,17 @@ import (
 
 	"sordino/demo"
 	"sordino/internal/netnstest"
+	"sordino/lab/host"
 )
 
 // programs is a folder with both programs, which every user can read.
 var programs string
 
+// TestMain also is the lab host of servers that run in the test's process.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == host.Argument {
+		main()
+	}
 	code := 1
 	if err := build(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

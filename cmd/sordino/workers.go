@@ -12,7 +12,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	workerv1 "sordino/api/sordino/worker/v1"
 	"sordino/client"
@@ -27,7 +29,7 @@ func (r *remote) runInEnvironment() *cobra.Command {
 		Args:    cobra.MinimumNArgs(2),
 	}
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
-		name, err := r.name("environments", args[0])
+		name, err := r.environment(c.Context(), s, args[0])
 		if err != nil {
 			return err
 		}
@@ -91,6 +93,11 @@ func runWorker(c *cobra.Command, s *client.Client, start *workerv1.Start) error 
 			return errors.New("the server ended the call without the command's exit status")
 		}
 		if err != nil {
+			for _, d := range status.Convert(err).Details() {
+				if info, ok := d.(*errdetails.ErrorInfo); ok && info.Reason == "COMMAND_NOT_STARTED" {
+					return failure{127, errors.New(status.Convert(err).Message())} // as a shell
+				}
+			}
 			return err
 		}
 		switch m := m.Message.(type) {

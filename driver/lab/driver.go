@@ -175,7 +175,7 @@ func (d *Driver) startAgents(ctx context.Context, e *environment.Environment) (s
 			return nil
 		}
 		detail, err := d.set(ctx, c, e, n.Name, want)
-		if err == nil {
+		if err == nil && detail != "" {
 			mu.Lock()
 			defer mu.Unlock()
 			told = append(told, detail)
@@ -202,11 +202,12 @@ func (d *Driver) set(ctx context.Context, c *host.Client, e *environment.Environ
 	if err := c.SetAgent(ctx, e.UUID, node, want); err != nil {
 		return "", fmt.Errorf("%s: %w", node, err)
 	}
+	began := time.Now()
 	is, err := c.Await(ctx, e.UUID, node)
 	if errors.Is(err, context.DeadlineExceeded) {
 		late, lookErr := c.Lab(context.WithoutCancel(ctx), e.UUID)
 		if a := late.Agents[node]; lookErr == nil {
-			return "", fmt.Errorf("%s: the agent has not taken its configuration in after %v: %s", node, agentTime, trouble(a))
+			return "", fmt.Errorf("%s: the agent has not taken its configuration in after %v: %s", node, time.Since(began).Round(100*time.Millisecond), trouble(a))
 		}
 	}
 	if err != nil {

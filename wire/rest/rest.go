@@ -84,8 +84,8 @@ type Options struct {
 	Services []Service
 	// Begin is called when the method is known, and before the parameters and
 	// the body are looked at: an error is the answer, else end is called with
-	// the outcome.
-	Begin func(context.Context, Call) (_ context.Context, end func(error), _ error)
+	// the outcome; the response is nil where there is none.
+	Begin func(context.Context, Call) (_ context.Context, end func(response any, err error), _ error)
 	// Status says how an error is told. It sees every error, panics too, and
 	// decides what the client may know of it.
 	Status func(context.Context, error) *status.Status
@@ -119,8 +119,8 @@ type Handler struct {
 // New returns a handler. It fails when an annotation does not fit its message.
 func New(o Options) (*Handler, error) {
 	if o.Begin == nil {
-		o.Begin = func(ctx context.Context, _ Call) (context.Context, func(error), error) {
-			return ctx, func(error) {}, nil
+		o.Begin = func(ctx context.Context, _ Call) (context.Context, func(any, error), error) {
+			return ctx, func(any, error) {}, nil
 		}
 	}
 	if o.Status == nil {
@@ -266,13 +266,17 @@ func (h *Handler) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		return nil, err
 	}
 	var answer []byte
+	var response proto.Message
 	err = fmt.Errorf("the call did not return")
-	defer func() { end(err) }()
-	answer, err = h.call(ctx, w, r, found, query, queryErr, params)
+	defer func() { end(response, err) }()
+	if response, err = h.call(ctx, w, r, found, query, queryErr, params); err != nil {
+		return nil, err
+	}
+	answer, err = route.encode(response, params)
 	return answer, err
 }
 
-func (h *Handler) call(ctx context.Context, w http.ResponseWriter, r *http.Request, found match, query []parameter, queryErr error, params *params) ([]byte, error) {
+func (h *Handler) call(ctx context.Context, w http.ResponseWriter, r *http.Request, found match, query []parameter, queryErr error, params *params) (proto.Message, error) {
 	route := found.route
 	if queryErr != nil {
 		return nil, h.refuse(codes.InvalidArgument, "QUERY_MALFORMED", queryErr.Error(), nil)
@@ -309,7 +313,7 @@ func (h *Handler) call(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	if !ok {
 		return nil, fmt.Errorf("%s returned %T, which is not a message", route.fullMethod, out)
 	}
-	return route.encode(message, params)
+	return message, nil
 }
 
 // transfer makes target what source is. They are of one Go type, or of two

@@ -329,12 +329,12 @@ func TestOrder(t *testing.T) {
 	var ends []error
 	deny := true
 	h := things(t, func(o *Options) {
-		o.Begin = func(ctx context.Context, c Call) (context.Context, func(error), error) {
+		o.Begin = func(ctx context.Context, c Call) (context.Context, func(any, error), error) {
 			calls = append(calls, c)
 			if deny {
 				return ctx, nil, status.Error(codes.Unauthenticated, "who are you?")
 			}
-			return ctx, func(err error) { ends = append(ends, err) }, nil
+			return ctx, func(_ any, err error) { ends = append(ends, err) }, nil
 		}
 	})
 	read := false
