@@ -2,7 +2,6 @@ package masq
 
 import (
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 )
@@ -144,15 +143,19 @@ func longest(ranges []Range, a netip.Addr) *Range {
 	return best
 }
 
-func decidingEntry(entries iter.Seq[listedRange], a netip.Addr) *listedRange {
+// listedRange is one range of the lists, with what it asks for.
+type listedRange struct {
+	Range
+	masquerade bool
+}
+
+func decidingEntry(lists []list, a netip.Addr) *listedRange {
 	var best *listedRange
-	for e := range entries {
-		if !e.Prefix.Contains(a) {
-			continue
-		}
-		if best == nil || e.Prefix.Bits() > best.Prefix.Bits() ||
-			e.Prefix.Bits() == best.Prefix.Bits() && e.masquerade && !best.masquerade {
-			best = &e
+	for _, l := range lists {
+		r := longest(l.ranges, a)
+		if r != nil && (best == nil || r.Prefix.Bits() > best.Prefix.Bits() ||
+			r.Prefix.Bits() == best.Prefix.Bits() && l.masquerade && !best.masquerade) {
+			best = &listedRange{*r, l.masquerade}
 		}
 	}
 	return best

@@ -1,7 +1,6 @@
 package masq
 
 import (
-	"cmp"
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
@@ -67,37 +66,66 @@ func (i Interval) String() string {
 // merge sorts intervals and joins those that overlap or touch. It reuses the slice.
 func merge(in []Interval) []Interval {
 	slices.SortFunc(in, func(a, b Interval) int {
-		return cmp.Or(a.First.Compare(b.First), a.Last.Compare(b.Last))
+		if c := a.First.Compare(b.First); c != 0 {
+			return c
+		}
+		return a.Last.Compare(b.Last)
 	})
 	out := in[:0]
 	for _, next := range in {
-		if n := len(out); n > 0 {
-			last := &out[n-1]
-			if after := last.Last.Next(); !after.IsValid() || next.First.Compare(after) <= 0 {
-				if next.Last.Compare(last.Last) > 0 {
-					last.Last = next.Last
-				}
-				continue
+		if n := len(out); n > 0 && !apart(out[n-1], next) {
+			if next.Last.Compare(out[n-1].Last) > 0 {
+				out[n-1].Last = next.Last
 			}
+			continue
 		}
 		out = append(out, next)
 	}
 	return out
 }
 
-// union joins two merged lists into one.
+// union joins two merged lists into one. The second may be far the shorter
+// one: the first is searched, and copied run by run.
 func union(a, b []Interval) []Interval {
 	if !slices.ContainsFunc(b, func(iv Interval) bool { held, ok := find(a, iv.First); return !ok || held.Last.Compare(iv.Last) < 0 }) {
 		return a
 	}
-	all := make([]Interval, 0, len(a)+len(b))
-	for len(a) > 0 && len(b) > 0 {
-		if a[0].First.Compare(b[0].First) > 0 {
-			a, b = b, a
+	out := make([]Interval, 0, len(a)+len(b))
+	// add appends what begins at or behind the last one's beginning.
+	add := func(iv Interval) {
+		if n := len(out); n > 0 && !apart(out[n-1], iv) {
+			if iv.Last.Compare(out[n-1].Last) > 0 {
+				out[n-1].Last = iv.Last
+			}
+			return
 		}
-		all, a = append(all, a[0]), a[1:]
+		out = append(out, iv)
 	}
-	return merge(append(append(all, a...), b...))
+	// run appends the beginning of the first list: only its first intervals
+	// can touch what is there.
+	run := func(n int) {
+		head := a[:n]
+		a = a[n:]
+		for len(head) > 0 && len(out) > 0 && !apart(out[len(out)-1], head[0]) {
+			add(head[0])
+			head = head[1:]
+		}
+		out = append(out, head...)
+	}
+	for _, iv := range b {
+		n, _ := slices.BinarySearchFunc(a, iv.First, func(iv Interval, first netip.Addr) int { return iv.First.Compare(first) })
+		run(n)
+		add(iv)
+	}
+	run(len(a))
+	return out
+}
+
+// apart reports whether there is an address between an interval and one that
+// does not begin before it.
+func apart(a, b Interval) bool {
+	after := a.Last.Next()
+	return after.IsValid() && b.First.Compare(after) > 0
 }
 
 func mergePrefixes(ranges []Range, family Family) []Interval {
@@ -172,7 +200,13 @@ func (n number) addr(f Family) netip.Addr {
 }
 
 func (n number) compare(m number) int {
-	return cmp.Or(cmp.Compare(n.hi, m.hi), cmp.Compare(n.lo, m.lo))
+	switch {
+	case n == m:
+		return 0
+	case n.hi < m.hi || n.hi == m.hi && n.lo < m.lo:
+		return -1
+	}
+	return 1
 }
 
 // next and prev wrap around.

@@ -1,9 +1,7 @@
 package masq
 
 import (
-	"cmp"
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -99,31 +97,23 @@ func masqueradeOnly(cfg Config) bool {
 	return len(cfg.Masquerade) > 0 && !cfg.NonMasqueradeGiven
 }
 
-// listedRange is one entry of the two lists, with what it asks for.
-type listedRange struct {
-	Range
+// list is ranges that ask for the same.
+type list struct {
+	ranges     []Range
 	masquerade bool
 }
 
-// lists yields every entry that decides by longest prefix: link-local, the
-// non-masquerade list and the masquerade list.
-func lists(cfg Config, family Family) iter.Seq[listedRange] {
-	return func(yield func(listedRange) bool) {
-		if exemptLinkLocal(cfg, family) && !yield(listedRange{Range: Range{family.LinkLocal(), Origin{Source: "link-local"}}}) {
-			return
-		}
-		all := func(ranges []Range, masquerade bool) bool {
-			for _, r := range ranges {
-				if FamilyOf(r.Prefix.Addr()) == family && !yield(listedRange{r, masquerade}) {
-					return false
-				}
-			}
-			return true
-		}
-		if masqueradeOnly(cfg) || all(cfg.NonMasquerade, false) {
-			all(cfg.Masquerade, true)
-		}
+// lists are what decides by longest prefix: link-local, the non-masquerade
+// list and the masquerade list. They hold ranges of both families.
+func lists(cfg Config, family Family) []list {
+	var out []list
+	if exemptLinkLocal(cfg, family) {
+		out = append(out, list{ranges: []Range{{family.LinkLocal(), Origin{Source: "link-local"}}}})
 	}
+	if !masqueradeOnly(cfg) {
+		out = append(out, list{ranges: cfg.NonMasquerade})
+	}
+	return append(out, list{cfg.Masquerade, true})
 }
 
 func exemptLinkLocal(cfg Config, family Family) bool {
@@ -133,35 +123,79 @@ func exemptLinkLocal(cfg Config, family Family) bool {
 	return !cfg.MasqLinkLocalIPv6
 }
 
+// entry is a listed range in numbers. Unlike a netip.Prefix it has no pointer
+// for the collector to follow, and compares in a tenth of the time.
+type entry struct {
+	first      number
+	bits       int16
+	masquerade bool
+}
+
+// compare puts the outer one first where entries nest. The later one of a tie
+// is the inner one, and masquerades.
+func (e entry) compare(f entry) int {
+	switch {
+	case e.first != f.first:
+		return e.first.compare(f.first)
+	case e.bits != f.bits:
+		return int(e.bits - f.bits)
+	case e.masquerade == f.masquerade:
+		return 0
+	case f.masquerade:
+		return -1
+	}
+	return 1
+}
+
+// entries are the list's ranges of the family in order. Long lists are written
+// by programs, in order mostly.
+func (l list) entries(family Family) []entry {
+	out := make([]entry, 0, len(l.ranges))
+	sorted := true
+	for i := range l.ranges {
+		p := l.ranges[i].Prefix
+		if a := p.Addr(); FamilyOf(a) == family {
+			e := entry{numberOf(a), int16(p.Bits()), l.masquerade}
+			sorted = sorted && (len(out) == 0 || out[len(out)-1].compare(e) <= 0)
+			out = append(out, e)
+		}
+	}
+	if !sorted {
+		slices.SortFunc(out, entry.compare)
+	}
+	return out
+}
+
+// takeLeast takes the least entry off the ordered lists, if one is left.
+func takeLeast(queues [][]entry) (least entry, ok bool) {
+	from := -1
+	for i, q := range queues {
+		if len(q) > 0 && (from < 0 || q[0].compare(least) < 0) {
+			from, least = i, q[0]
+		}
+	}
+	if from >= 0 {
+		queues[from] = queues[from][1:]
+	}
+	return least, from >= 0
+}
+
 // exemptByLists applies "the longest prefix wins, a tie masquerades" to the
 // whole address space at once: prefixes nest or are disjoint, so one sweep in
 // address order with a stack of the open ones sees each address's longest.
 func exemptByLists(cfg Config, family Family) []Interval {
-	// Numbers, not netip.Addr: a list of 100,000 has no pointer for the
-	// collector to follow, and compares in a tenth of the time.
-	type prefix struct {
-		first, last number
-		bits        int16
-		masquerade  bool
+	var queues [][]entry
+	most := 1 // an interval ends or begins with an entry
+	for _, l := range lists(cfg, family) {
+		queues = append(queues, l.entries(family))
+		most += len(queues[len(queues)-1])
 	}
-	entries := make([]prefix, 0, 1+len(cfg.NonMasquerade)+len(cfg.Masquerade))
-	for e := range lists(cfg, family) {
-		first := numberOf(e.Prefix.Addr())
-		entries = append(entries, prefix{first, first.withHostBits(family.Bits() - e.Prefix.Bits()), int16(e.Prefix.Bits()), e.masquerade})
-	}
-	slices.SortFunc(entries, func(a, b prefix) int {
-		return cmp.Or(
-			a.first.compare(b.first),
-			cmp.Compare(a.bits, b.bits),
-			compareBool(a.masquerade, b.masquerade), // the later one of a tie is the inner one
-		)
-	})
 	type open struct {
 		last   number
 		exempt bool
 	}
 	stack := []open{{number{}.withHostBits(family.Bits()), masqueradeOnly(cfg)}}
-	exempt := make([]Interval, 0, len(entries)+1)
+	exempt := make([]Interval, 0, most)
 	cursor, joined, ended := number{}, number{}, false
 	// emit gives [cursor, last] the verdict of the innermost open prefix.
 	emit := func(last number) {
@@ -176,7 +210,11 @@ func exemptByLists(cfg Config, family Family) []Interval {
 		cursor = last.next()
 		ended = last == stack[0].last
 	}
-	for _, e := range entries {
+	for {
+		e, ok := takeLeast(queues)
+		if !ok {
+			break
+		}
 		for stack[len(stack)-1].last.compare(e.first) < 0 {
 			emit(stack[len(stack)-1].last)
 			stack = stack[:len(stack)-1]
@@ -184,22 +222,12 @@ func exemptByLists(cfg Config, family Family) []Interval {
 		if cursor.compare(e.first) < 0 {
 			emit(e.first.prev())
 		}
-		stack = append(stack, open{e.last, !e.masquerade})
+		stack = append(stack, open{e.first.withHostBits(family.Bits() - int(e.bits)), !e.masquerade})
 	}
 	for ; len(stack) > 0 && !ended; stack = stack[:len(stack)-1] {
 		emit(stack[len(stack)-1].last)
 	}
 	return exempt
-}
-
-func compareBool(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
 }
 
 // returns lays the exemptions out rule by rule. With a masquerade list there
@@ -215,8 +243,12 @@ func returns(cfg Config, opts Options, family Family, listed, exempt []Interval,
 		return out
 	}
 	out = make([]Return, 0, 1+len(cfg.NonMasquerade)+len(cluster.All()))
-	for e := range lists(cfg, family) {
-		out = append(out, Return{Prefix: e.Prefix})
+	for _, l := range lists(cfg, family) {
+		for i := range l.ranges {
+			if p := l.ranges[i].Prefix; FamilyOf(p.Addr()) == family {
+				out = append(out, Return{Prefix: p})
+			}
+		}
 	}
 	if opts.UpstreamCompat {
 		return out

@@ -1,6 +1,8 @@
 package masq
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/netip"
 	"slices"
@@ -393,6 +395,39 @@ func FuzzPlan(f *testing.F) {
 					check(edge)
 				}
 			}
+		}
+	})
+}
+
+func TestUnionIsMergeOfBoth(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		intervals := func(label string) []Interval {
+			var out []Interval
+			for _, r := range genRanges(t, label, 12) {
+				if FamilyOf(r.Prefix.Addr()) == IPv4 {
+					out = append(out, intervalOf(r.Prefix))
+				}
+			}
+			return merge(out)
+		}
+		a, b := intervals("a"), intervals("b")
+		want := texts(merge(slices.Concat(a, b)))
+		if got := texts(union(a, b)); got != want {
+			t.Fatalf("%s and %s: got %s, want %s", texts(a), texts(b), got, want)
+		}
+	})
+}
+
+func TestHashIsOfCanonical(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c, o := genConfig(t)
+		rs, _, err := Plan(c, o, Facts{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(rs.Canonical())
+		if want := hex.EncodeToString(sum[:8]); rs.Hash() != want {
+			t.Fatalf("got %s, want %s", rs.Hash(), want)
 		}
 	})
 }

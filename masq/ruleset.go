@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/netip"
+	"slices"
 )
 
 // RuleSet is what the kernel is to hold: the whole of it, and nothing that
@@ -70,38 +72,55 @@ func (r RuleSet) Of(f Family) (FamilyRules, bool) {
 // with intervals as pairs of addresses in network order.
 func (r RuleSet) Canonical() []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "chain %s\nany-source %t\nenforce-exempt %t\nrandom-fully %t\n",
+	r.writeCanonical(&b)
+	return b.Bytes()
+}
+
+// writeCanonical writes to what gives no errors.
+func (r RuleSet) writeCanonical(w io.Writer) {
+	fmt.Fprintf(w, "chain %s\nany-source %t\nenforce-exempt %t\nrandom-fully %t\n",
 		r.Chain, r.AnySource, r.EnforceExempt, r.RandomFully)
 	for _, i := range r.OutputInterfaces {
-		fmt.Fprintf(&b, "output-interface %s\n", i)
+		fmt.Fprintf(w, "output-interface %s\n", i)
 	}
 	for _, p := range r.Ports {
-		fmt.Fprintf(&b, "ports %s\n", p)
+		fmt.Fprintf(w, "ports %s\n", p)
 	}
-	intervals := func(word string, f Family, list []Interval) {
-		fmt.Fprintf(&b, "%s %d\n", word, len(list))
-		b.Grow(len(list) * 2 * f.Bits() / 8)
-		for _, iv := range list {
-			for _, a := range []netip.Addr{iv.First, iv.Last} {
-				bytes, _ := a.AppendBinary(b.AvailableBuffer()) // never an error
-				b.Write(bytes)
+	intervals := func(word string, list []Interval) {
+		fmt.Fprintf(w, "%s %d\n", word, len(list))
+		const some = 256
+		bytes := make([]byte, 0, some*2*16)
+		for part := range slices.Chunk(list, some) {
+			bytes = bytes[:0]
+			for i := range part {
+				bytes = appendAddr(appendAddr(bytes, part[i].First), part[i].Last)
 			}
+			w.Write(bytes)
 		}
 	}
 	for _, f := range r.Families {
-		fmt.Fprintf(&b, "family %s\n", f.Family)
+		fmt.Fprintf(w, "family %s\n", f.Family)
 		if f.SNAT.IsValid() {
-			fmt.Fprintf(&b, "snat %s\n", f.SNAT)
+			fmt.Fprintf(w, "snat %s\n", f.SNAT)
 		}
-		intervals("pods", f.Family, f.Pods)
-		intervals("exempt", f.Family, f.Exempt)
+		intervals("pods", f.Pods)
+		intervals("exempt", f.Exempt)
 	}
-	return b.Bytes()
+}
+
+func appendAddr(to []byte, a netip.Addr) []byte {
+	if a.Is4() {
+		b := a.As4()
+		return append(to, b[:]...)
+	}
+	b := a.As16()
+	return append(to, b[:]...)
 }
 
 // Hash identifies the meaning of the rule set: the first 16 hex digits of the
 // SHA-256 of Canonical.
 func (r RuleSet) Hash() string {
-	sum := sha256.Sum256(r.Canonical())
-	return hex.EncodeToString(sum[:8])
+	sum := sha256.New()
+	r.writeCanonical(sum)
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }

@@ -53,7 +53,7 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 
 	a := agent.New(agent.Settings{
 		Options:        f.options,
-		Source:         &fileSource{path: f.config, settings: f.settings(), log: inv.log},
+		Source:         &fileSource{path: f.config, loader: configfile.Loader{Settings: f.settings()}, log: inv.log},
 		Backend:        backend,
 		Predecessors:   others,
 		Node:           here,
@@ -75,9 +75,9 @@ func closing(err *error, c interface{ Close() error }) { *err = errors.Join(*err
 
 // fileSource is the agent's configuration in files.
 type fileSource struct {
-	path     string
-	settings configfile.Settings
-	log      logger
+	path   string
+	loader configfile.Loader
+	log    logger
 }
 
 func (f *flags) settings() configfile.Settings {
@@ -85,7 +85,7 @@ func (f *flags) settings() configfile.Settings {
 }
 
 func (s *fileSource) Load() (agent.Loaded, error) {
-	result, err := configfile.Load(s.path, s.settings)
+	result, err := s.loader.Load(s.path)
 	if err != nil {
 		rejected := &agent.Rejected{Err: err, Digest: result.Digest}
 		for _, p := range configfile.Problems(err) {

@@ -44,10 +44,14 @@ const maxSize = 64 << 20
 func Load(path string, s Settings) (Result, error) {
 	sources, err := readSources(path)
 	if err != nil {
-		return Result{}, &Problem{Origin: masq.Origin{Source: path, Line: 1, Column: 1}, Message: fmt.Sprintf("reading the configuration: %v", err),
-			Fix: "make it readable for the agent", Reason: ReasonUnreadable}
+		return Result{}, unreadable(path, err)
 	}
 	return FromSources(sources, s)
+}
+
+func unreadable(path string, err error) *Problem {
+	return &Problem{Origin: masq.Origin{Source: path, Line: 1, Column: 1}, Message: fmt.Sprintf("reading the configuration: %v", err),
+		Fix: "make it readable for the agent", Reason: ReasonUnreadable}
 }
 
 func readSources(path string) ([]Source, error) {
@@ -96,12 +100,19 @@ func readSources(path string) ([]Source, error) {
 
 // FromSources decodes and merges texts. None gives the defaults.
 func FromSources(sources []Source, s Settings) (Result, error) {
-	result := Result{Digest: digest(sources)}
+	result, _, err := fromSources(sources, s)
+	return result, err
+}
+
+// fromSources also reports whether every text was plain; see scanPlain.
+func fromSources(sources []Source, s Settings) (result Result, plain bool, err error) {
+	result.Digest, plain = digest(sources), true
 	var files []parsed
 	var problems []error
 	for _, source := range sources {
 		r := &reader{file: source.Name, settings: s}
-		tree, warnings, err := parseTree(source.Name, source.Text)
+		tree, simple, warnings, err := parseTree(source.Name, source.Text)
+		plain = plain && simple
 		if err != nil {
 			problems = append(problems, err)
 		} else {
@@ -115,9 +126,9 @@ func FromSources(sources []Source, s Settings) (Result, error) {
 	config, err := mergeInto(files, s)
 	result.Config = config
 	if err := errors.Join(append(problems, err)...); err != nil {
-		return Result{Warnings: result.Warnings, Files: result.Files, Digest: result.Digest}, err
+		return Result{Warnings: result.Warnings, Files: result.Files, Digest: result.Digest}, plain, err
 	}
-	return result, nil
+	return result, plain, nil
 }
 
 func digest(sources []Source) string {

@@ -64,22 +64,24 @@ var bom = []byte("\xef\xbb\xbf")
 
 // parseTree reads one text. As upstream does, a text that begins with a brace
 // is JSON; unlike upstream, one that is not is tried as YAML's flow style.
-func parseTree(name string, content []byte) (value, []Warning, error) {
+// It reports whether the text was plain; see scanPlain.
+func parseTree(name string, content []byte) (v value, plain bool, warnings []Warning, err error) {
 	content = bytes.TrimPrefix(content, bom)
 	if trimmed := bytes.TrimLeft(content, " \t\r\n"); len(trimmed) > 0 && trimmed[0] == '{' {
 		v, err := parseJSON(name, content)
 		if err == nil {
-			return v, nil, nil
+			return v, false, nil, nil
 		}
 		if v, warnings, yamlErr := parseYAML(name, content); yamlErr == nil {
-			return v, warnings, nil
+			return v, false, warnings, nil
 		}
-		return value{}, nil, err
+		return value{}, false, nil, err
 	}
 	if v, ok := scanPlain(string(content)); ok {
-		return v, nil, nil
+		return v, true, nil, nil
 	}
-	return parseYAML(name, content)
+	v, warnings, err = parseYAML(name, content)
+	return v, false, warnings, err
 }
 
 func parseJSON(name string, content []byte) (value, error) {
