@@ -20,7 +20,6 @@ type tx struct {
 	path      string
 	documents *documents
 	write     bool
-	committed bool
 }
 
 // ready tells before every statement whether there is a transaction to run it in.
