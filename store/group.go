@@ -63,6 +63,7 @@ func (s *Store) join(ctx context.Context, c *conn, do func(environment.Tx) error
 		}
 		s.group = &group{done: make(chan struct{})}
 	}
+	s.reserved.changed = false
 	if err := c.exec("SAVEPOINT member"); err != nil {
 		return nil, explain(s.path, err)
 	}
@@ -83,6 +84,9 @@ func (s *Store) leave(c *conn, failure error) *conn {
 	g := s.group
 	if g == nil {
 		return rollback(c)
+	}
+	if s.reserved.changed {
+		s.reserved.forget()
 	}
 	if g.members > 0 {
 		err := errors.Join(c.exec("ROLLBACK TO member"), c.exec("RELEASE member"))
@@ -105,6 +109,9 @@ func (s *Store) commit(c *conn) *conn {
 }
 
 func (s *Store) end(c *conn, err error) *conn {
+	if err != nil && s.group.members > 0 {
+		s.reserved.forget()
+	}
 	s.group.err = err
 	close(s.group.done)
 	s.group = nil

@@ -35,7 +35,9 @@ type Store struct {
 	db     *sql.DB
 	writer chan *conn // holds the one writer while nobody writes
 	reader chan *conn
-	group  *group // of who holds the writer; nil when no transaction is open
+	// Of who holds the writer:
+	group    *group // nil when no transaction is open
+	reserved reservations
 
 	documents documents
 }
@@ -168,6 +170,9 @@ func (s *Store) View(ctx context.Context, do func(environment.Tx) error) error {
 // happened.
 func (s *Store) transaction(ctx context.Context, c *conn, write bool, do func(environment.Tx) error) error {
 	t := &tx{ctx: ctx, conn: c, write: write, path: s.path, documents: &s.documents}
+	if write {
+		t.reserved = &s.reserved
+	}
 	defer func() { t.conn = nil }()
 	if err := do(t); err != nil {
 		return err
