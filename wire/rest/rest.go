@@ -112,8 +112,9 @@ type Options struct {
 
 // Handler serves the services.
 type Handler struct {
-	o      Options
-	routes table
+	o        Options
+	routes   table
+	elements elements
 }
 
 // New returns a handler. It fails when an annotation does not fit its message.
@@ -309,7 +310,7 @@ func (h *Handler) call(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	if !ok {
 		return nil, fmt.Errorf("%s returned %T, which is not a message", route.fullMethod, out)
 	}
-	return route.encode(message, params)
+	return h.encode(route, message, params)
 }
 
 // transfer makes target what source is. They are of one Go type, or of two
@@ -338,15 +339,13 @@ func newMessage(d protoreflect.MessageDescriptor) proto.Message {
 }
 
 // encode writes a response as JSON.
-func (r *route) encode(m proto.Message, p *params) ([]byte, error) {
-	if m.ProtoReflect().Descriptor() != r.method.Output() {
-		own := newMessage(r.method.Output())
-		if err := transfer(m, own); err != nil {
-			return nil, err
+func (h *Handler) encode(r *route, m proto.Message, p *params) ([]byte, error) {
+	if fields := m.ProtoReflect().Descriptor().Fields(); p.fields == nil && fields.Len() > 0 {
+		if f := fields.Get(0); f.IsList() && f.Message() != nil && m.ProtoReflect().Get(f).List().Len() > 1 {
+			return h.encodeList(r, m, f, p)
 		}
-		m = own
 	}
-	body, err := protojson.MarshalOptions{AllowPartial: true, Resolver: r.service.Types, UseEnumNumbers: p.enumNumbers}.Marshal(m)
+	body, err := r.marshal(m, r.method.Output(), p)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +354,19 @@ func (r *route) encode(m proto.Message, p *params) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return p.shape(body), nil
+	return p.shape(body, ""), nil
+}
+
+// marshal writes a message as JSON of a type.
+func (r *route) marshal(m proto.Message, as protoreflect.MessageDescriptor, p *params) ([]byte, error) {
+	if m.ProtoReflect().Descriptor() != as {
+		own := newMessage(as)
+		if err := transfer(m, own); err != nil {
+			return nil, err
+		}
+		m = own
+	}
+	return protojson.MarshalOptions{AllowPartial: true, Resolver: r.service.Types, UseEnumNumbers: p.enumNumbers}.Marshal(m)
 }
 
 // body reads the body, which must be JSON in UTF-8.
