@@ -41,7 +41,7 @@ type Tx interface {
 	// there is no error.
 	DeleteEnvironment(Name) error
 	// Reservations are the ranges and addresses of all environments on a
-	// network.
+	// network. Unlike other values the list is shared: it is not to be written.
 	Reservations(network string) ([]address.Reservation, error)
 
 	// Operation returns one operation, or ErrNotFound.

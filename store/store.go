@@ -35,6 +35,9 @@ type Store struct {
 	db     *sql.DB
 	writer chan *conn // holds the one writer while nobody writes
 	reader chan *conn
+	// Of who holds the writer:
+	group    *group // nil when no transaction is open
+	reserved reservations
 
 	documents documents
 }
@@ -134,7 +137,11 @@ func (s *Store) Close() error {
 	if s.db != nil {
 		for _, pool := range []chan *conn{s.reader, s.writer} {
 			for range cap(pool) {
-				if c := <-pool; c != nil {
+				c := <-pool
+				if pool == s.writer && s.group != nil {
+					c = s.commit(c)
+				}
+				if c != nil {
 					errs = append(errs, c.close())
 				}
 			}
@@ -147,53 +154,43 @@ func (s *Store) Close() error {
 
 // View implements [environment.Store].
 func (s *Store) View(ctx context.Context, do func(environment.Tx) error) error {
-	return s.run(ctx, s.reader, "BEGIN", do)
-}
-
-// Update implements [environment.Store].
-func (s *Store) Update(ctx context.Context, do func(environment.Tx) error) error {
-	return s.run(ctx, s.writer, "BEGIN IMMEDIATE", do)
-}
-
-// run runs a function in a transaction. The context ends the wait for a
-// connection and the transaction between two statements, never a statement: a
-// COMMIT that is cut off would leave open what happened.
-func (s *Store) run(ctx context.Context, pool chan *conn, begin string, do func(environment.Tx) error) (err error) {
-	c, err := s.take(ctx, pool)
+	c, err := s.take(ctx, s.reader)
 	if err != nil {
 		return explain(s.path, err)
 	}
-	t := &tx{ctx: ctx, conn: c, write: pool == s.writer, path: s.path, documents: &s.documents}
-	defer func() {
-		if !t.committed {
-			// A write that failed may have rolled back all by itself.
-			if rollback := c.exec("ROLLBACK"); rollback != nil && !c.idle() {
-				_ = c.close() // whatever it holds ends with it
-				c = nil
-			}
-		}
-		t.conn = nil
-		pool <- c
-	}()
-	if t.write {
-		if err := s.inPlace(); err != nil {
-			return err
-		}
-	}
-	if err := c.exec(begin); err != nil {
+	defer func() { s.reader <- rollback(c) }()
+	if err := c.exec("BEGIN"); err != nil {
 		return explain(s.path, err)
 	}
+	return s.transaction(ctx, c, false, do)
+}
+
+// transaction runs a function with a Tx. The context ends it between two
+// statements, never a statement: a COMMIT that is cut off would leave open what
+// happened.
+func (s *Store) transaction(ctx context.Context, c *conn, write bool, do func(environment.Tx) error) error {
+	t := &tx{ctx: ctx, conn: c, write: write, path: s.path, documents: &s.documents}
+	if write {
+		t.reserved = &s.reserved
+	}
+	defer func() { t.conn = nil }()
 	if err := do(t); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := c.exec("COMMIT"); err != nil {
-		return explain(s.path, err)
-	}
-	t.committed = true
 	return nil
+}
+
+// rollback ends a transaction, and gives up a connection that does not get out
+// of it. A write that failed may have rolled back all by itself.
+func rollback(c *conn) *conn {
+	if err := c.exec("ROLLBACK"); err != nil && !c.idle() {
+		_ = c.close() // whatever it holds ends with it
+		return nil
+	}
+	return c
 }
 
 // take waits for a connection, and makes it if it is the first time or the one

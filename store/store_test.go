@@ -322,6 +322,36 @@ func TestReservations(t *testing.T) {
 		})
 		return list
 	}
+	// A transaction that writes sees its own, and keeps lists for the next.
+	alike := func(when string) {
+		t.Helper()
+		var within []address.Reservation
+		want := errors.New("mine")
+		if err := s.Update(t.Context(), func(tx environment.Tx) (err error) {
+			within, err = tx.Reservations(e.Plan.Network)
+			return errors.Join(err, want)
+		}); !errors.Is(err, want) {
+			t.Fatal(err)
+		}
+		view(t, s, func(tx environment.Tx) error {
+			outside, err := tx.Reservations(e.Plan.Network)
+			if diff := cmp.Diff(outside, within, exactly, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("%s a View has (-), an Update (+):\n%s", when, diff)
+			}
+			return err
+		})
+	}
+	alike("at first")
+	update(t, s, func(tx environment.Tx) error {
+		return errors.Join(tx.PutEnvironment(number(3)), tx.DeleteEnvironment(number(3).Name), tx.PutEnvironment(number(4)))
+	})
+	alike("after more")
+	_ = s.Update(t.Context(), func(tx environment.Tx) error {
+		return errors.Join(tx.DeleteEnvironment(e.Name), tx.PutEnvironment(number(3)), errors.New("mine"))
+	})
+	alike("after what did not happen")
+	update(t, s, func(tx environment.Tx) error { return tx.DeleteEnvironment(number(4).Name) })
+	alike("after a delete")
 	own := e.Name.String()
 	if diff := cmp.Diff([]string{own + " node 10.128.0.0/20", own + " Pod 10.0.2.0/23", own + " Service 172.16.0.0/27",
 		own + " node 10.128.0.2/32", own + " node 10.128.0.3/32", own + " node 10.128.0.4/32"}, reserved()); diff != "" {
@@ -329,10 +359,12 @@ func TestReservations(t *testing.T) {
 	}
 	e.Plan.Ranges, e.Plan.NodeAddresses = e.Plan.Ranges[1:2], nil
 	update(t, s, func(tx environment.Tx) error { return tx.PutEnvironment(e) })
+	alike("after a change")
 	if diff := cmp.Diff([]string{own + " Pod 10.0.2.0/23"}, reserved()); diff != "" {
 		t.Errorf("after the change (-want +got):\n%s", diff)
 	}
 	update(t, s, func(tx environment.Tx) error { return tx.DeleteEnvironment(e.Name) })
+	alike("after the delete")
 	if got := reserved(); len(got) > 0 {
 		t.Errorf("after the delete: %v", got)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"sordino/environment"
@@ -19,8 +18,8 @@ type tx struct {
 	conn      *conn // nil once the transaction has ended
 	path      string
 	documents *documents
+	reserved  *reservations // nil where nothing is written
 	write     bool
-	committed bool
 }
 
 // ready tells before every statement whether there is a transaction to run it in.
@@ -166,54 +165,19 @@ func (t *tx) PutEnvironment(e *environment.Environment) error {
 	if key == 0 {
 		return fmt.Errorf("%s: %w", e.Name, environment.ErrConflict)
 	}
-	if err := t.reserve(key, e.Plan); err != nil {
+	if err := t.reserve(key, e); err != nil {
 		return err
 	}
 	e.Revision++
 	return nil
 }
 
-// reserve replaces what an environment reserves.
-func (t *tx) reserve(key int64, plan address.Plan) error {
-	if err := t.exec("DELETE FROM reservations WHERE environment = ?", key); err != nil {
-		return err
-	}
-	const insert = "INSERT INTO reservations (environment, network, prefix, kind) VALUES (?, ?, ?, ?)"
-	for _, r := range plan.Ranges {
-		if err := t.exec(insert, key, plan.Network, r.Prefix.String(), string(r.Kind)); err != nil {
-			return err
-		}
-	}
-	for _, a := range plan.NodeAddresses {
-		if err := t.exec(insert, key, plan.Network, netip.PrefixFrom(a, a.BitLen()).String(), string(address.Nodes)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (t *tx) DeleteEnvironment(name environment.Name) error {
-	return t.exec("DELETE FROM environments WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
-}
-
-func (t *tx) Reservations(network string) (list []address.Reservation, err error) {
-	err = t.query(`SELECT e.project, e.location, e.id, r.prefix, r.kind
-		FROM reservations r JOIN environments e ON e.key = r.environment WHERE r.network = ? ORDER BY r.rowid`, []any{network}, func(rows *sql.Rows) error {
-		var owner environment.Name
-		var prefix, kind string
-		var r address.Reservation
-		if err := rows.Scan(&owner.Project, &owner.Location.ID, &owner.ID, &prefix, &kind); err != nil {
-			return err
-		}
-		var err error
-		if r.Prefix, err = netip.ParsePrefix(prefix); err != nil {
-			return fmt.Errorf("a stored reservation of %s: %w", owner, err)
-		}
-		r.Kind, r.Owner = address.Kind(kind), owner.String()
-		list = append(list, r)
-		return nil
-	})
-	return list, err
+	err := t.exec("DELETE FROM environments WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
+	if err == nil {
+		t.reserved.replace(name, false, address.Plan{})
+	}
+	return err
 }
 
 const operationColumns = "SELECT project, location, id, target_uuid, created, ended, document FROM operations"

@@ -93,7 +93,20 @@ type planner struct {
 	subnetwork Subnetwork
 	violations []Violation
 	// taken is what the environment must not overlap, and who has it.
-	taken []Reservation
+	taken []use
+}
+
+// use is a range that is taken.
+type use struct {
+	Reservation
+	others bool // by another environment
+}
+
+func (u use) whose() string {
+	if u.others {
+		return "environment " + u.Owner
+	}
+	return u.Owner
 }
 
 func (p *planner) violate(field, reason string, metadata map[string]string, format string, args ...any) {
@@ -137,22 +150,21 @@ func (p *planner) chooseSubnetwork() bool {
 // othersUse collects everything that is in use on the network.
 func (p *planner) othersUse() {
 	for _, s := range p.request.Network.Subnetworks {
-		p.taken = append(p.taken, Reservation{s.Primary, Nodes, "subnetwork " + s.Name})
+		p.taken = append(p.taken, use{Reservation: Reservation{s.Primary, Nodes, "subnetwork " + s.Name}})
 		for _, sec := range s.Secondary {
 			if s.Name == p.subnetwork.Name && (sec.Name == p.request.Pods.SecondaryName || sec.Name == p.request.Services.SecondaryName) {
 				continue // compared as what it is for
 			}
-			p.taken = append(p.taken, Reservation{sec.Prefix, Pods, fmt.Sprintf("secondary range %s of %s", sec.Name, s.Name)})
+			p.taken = append(p.taken, use{Reservation: Reservation{sec.Prefix, Pods, fmt.Sprintf("secondary range %s of %s", sec.Name, s.Name)}})
 		}
 	}
 	for _, peer := range p.request.Network.Peers {
 		peer.Kind = Peer
-		p.taken = append(p.taken, peer)
+		p.taken = append(p.taken, use{Reservation: peer})
 	}
 	for _, other := range p.request.Reservations {
 		if other.Owner != p.request.Owner && other.Kind != Nodes {
-			other.Owner = "environment " + other.Owner
-			p.taken = append(p.taken, other)
+			p.taken = append(p.taken, use{other, true})
 		}
 	}
 }
@@ -304,7 +316,7 @@ func (p *planner) compare(claims []claim) {
 		}
 		for _, t := range p.taken {
 			if t.Prefix.Overlaps(c.prefix) {
-				p.overlap(c, t.Prefix, fmt.Sprintf("the %s range %s of %s", t.Kind, t.Prefix, t.Owner))
+				p.overlap(c, t.Prefix, fmt.Sprintf("the %s range %s of %s", t.Kind, t.Prefix, t.whose()))
 			}
 		}
 		for _, d := range claims[:i] {
@@ -317,7 +329,7 @@ func (p *planner) compare(claims []claim) {
 	}
 	for _, c := range claims {
 		if c.prefix.IsValid() {
-			p.taken = append(p.taken, Reservation{c.prefix, c.kind, "this environment"})
+			p.taken = append(p.taken, use{Reservation: Reservation{c.prefix, c.kind, "this environment"}})
 		}
 	}
 }
@@ -344,12 +356,12 @@ func (p *planner) free(bits int, c claim) (netip.Prefix, bool) {
 func (p *planner) choose(c *claim) {
 	if c.kind == Master || c.kind == WebServer || c.kind == Database {
 		c.prefix, c.by = privateDefault(c.kind, p.request.Region), Chosen
-		i := slices.IndexFunc(p.taken, func(t Reservation) bool { return t.Prefix.Overlaps(c.prefix) })
+		i := slices.IndexFunc(p.taken, func(t use) bool { return t.Prefix.Overlaps(c.prefix) })
 		if i < 0 {
-			p.taken = append(p.taken, Reservation{c.prefix, c.kind, "this environment"})
+			p.taken = append(p.taken, use{Reservation: Reservation{c.prefix, c.kind, "this environment"}})
 			return
 		}
-		if t := p.taken[i]; c.kind == Database && !strings.HasPrefix(t.Owner, "environment ") {
+		if t := p.taken[i]; c.kind == Database && !t.others {
 			p.defaultDatabaseTaken(c, t)
 			return
 		}
@@ -368,12 +380,12 @@ func (p *planner) choose(c *claim) {
 		return
 	}
 	c.prefix, c.by = prefix, Chosen
-	p.taken = append(p.taken, Reservation{prefix, c.kind, "this environment"})
+	p.taken = append(p.taken, use{Reservation: Reservation{prefix, c.kind, "this environment"}})
 }
 
 // defaultDatabaseTaken explains what many meet: VMs in 10.0.0.0/8 and a
 // private environment whose database is to be in 10.0.0.0/12 by default.
-func (p *planner) defaultDatabaseTaken(c *claim, t Reservation) {
+func (p *planner) defaultDatabaseTaken(c *claim, t use) {
 	metadata := map[string]string{"rangeA": c.prefix.String(), "rangeB": t.Prefix.String()}
 	advice := "Give cloudSqlIpv4CidrBlock a free range of at least a /24"
 	for bits := 12; bits <= c.smallest; bits++ {
@@ -384,7 +396,7 @@ func (p *planner) defaultDatabaseTaken(c *claim, t Reservation) {
 		}
 	}
 	p.violate(c.field, Overlap, metadata,
-		"The Cloud SQL range was left to its default, %s, which overlaps with the %s range %s of %s. %s", c.prefix, t.Kind, t.Prefix, t.Owner, advice)
+		"The Cloud SQL range was left to its default, %s, which overlaps with the %s range %s of %s. %s", c.prefix, t.Kind, t.Prefix, t.whose(), advice)
 	c.prefix = netip.Prefix{}
 }
 

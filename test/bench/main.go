@@ -1,4 +1,4 @@
-// Bench measures the agent's speed and size against baselines of the same
+// Bench measures the agent's and the server's speed and size against baselines of the same
 // run, prints a table, and writes it to a file. It needs network namespaces
 // of its own: run it with "make bench".
 package main
@@ -34,13 +34,15 @@ type measurement struct {
 var measurements = []measurement{
 	{"swap", configSwap}, {"drift", drift}, {"load", firstLoad}, {"change", oneChanged},
 	{"connections", newConnections}, {"forwarding", forwarding}, {"endurance", endurance}, {"idle", idle},
+	{"create", createAccepted}, {"reading", reading}, {"startup", startup}, {"three-nodes", threeNodes}, {"twenty", twentyAtOnce},
 }
 
 // bench is what all measurements share.
 type bench struct {
-	agent string // the agent program
-	dir   string // a folder for one measurement
-	log   io.Writer
+	agent  string // the agent program
+	server string // the program sordino
+	dir    string // a folder for one measurement
+	log    io.Writer
 }
 
 func main() {
@@ -56,6 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	out := flags.String("o", "", "write the table to this `file` too")
 	agent := flags.String("agent", "bin/ip-masq-agent", "the agent `program`")
+	server := flags.String("server", "bin/sordino", "the `program` sordino")
 	only := flags.String("run", ".", "run the measurements whose names match this `pattern`: "+names())
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -66,6 +69,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	b := &bench{log: stderr}
 	if b.agent, err = filepath.Abs(*agent); err != nil {
+		return err
+	}
+	if b.server, err = filepath.Abs(*server); err != nil {
 		return err
 	}
 	var rows []row

@@ -120,7 +120,7 @@ func writeStatus(w http.ResponseWriter, s *status.Status, code int, p params) {
 	encoder := json.NewEncoder(&b)
 	encoder.SetEscapeHTML(false)
 	_ = encoder.Encode(Envelope{e}) // strings and valid JSON only
-	write(w, code, p.shape([]byte(b.String())))
+	write(w, code, p.shape([]byte(b.String()), ""))
 }
 
 func detail(d *anypb.Any) (json.RawMessage, error) {

@@ -88,11 +88,12 @@ func (p *params) read(query []parameter) {
 }
 
 // shape writes JSON as it was asked for. protojson puts spaces in at random so
-// that nobody relies on them; here everybody gets the same bytes.
-func (p params) shape(body []byte) []byte {
+// that nobody relies on them; here everybody gets the same bytes. All lines but
+// the first begin with the prefix.
+func (p params) shape(body []byte, prefix string) []byte {
 	var b bytes.Buffer
 	if p.pretty {
-		if json.Indent(&b, body, "", "  ") == nil {
+		if json.Indent(&b, body, prefix, "  ") == nil {
 			return append(bytes.TrimRight(b.Bytes(), "\n"), '\n')
 		}
 	} else if json.Compact(&b, body) == nil {

@@ -112,8 +112,9 @@ type Options struct {
 
 // Handler serves the services.
 type Handler struct {
-	o      Options
-	routes table
+	o        Options
+	routes   table
+	elements elements
 }
 
 // New returns a handler. It fails when an annotation does not fit its message.
@@ -272,7 +273,7 @@ func (h *Handler) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if response, err = h.call(ctx, w, r, found, query, queryErr, params); err != nil {
 		return nil, err
 	}
-	answer, err = route.encode(response, params)
+	answer, err = h.encode(route, response, params)
 	return answer, err
 }
 
@@ -342,15 +343,13 @@ func newMessage(d protoreflect.MessageDescriptor) proto.Message {
 }
 
 // encode writes a response as JSON.
-func (r *route) encode(m proto.Message, p *params) ([]byte, error) {
-	if m.ProtoReflect().Descriptor() != r.method.Output() {
-		own := newMessage(r.method.Output())
-		if err := transfer(m, own); err != nil {
-			return nil, err
+func (h *Handler) encode(r *route, m proto.Message, p *params) ([]byte, error) {
+	if fields := m.ProtoReflect().Descriptor().Fields(); p.fields == nil && fields.Len() > 0 {
+		if f := fields.Get(0); f.IsList() && f.Message() != nil && m.ProtoReflect().Get(f).List().Len() > 1 {
+			return h.encodeList(r, m, f, p)
 		}
-		m = own
 	}
-	body, err := protojson.MarshalOptions{AllowPartial: true, Resolver: r.service.Types, UseEnumNumbers: p.enumNumbers}.Marshal(m)
+	body, err := r.marshal(m, r.method.Output(), p)
 	if err != nil {
 		return nil, err
 	}
@@ -359,7 +358,19 @@ func (r *route) encode(m proto.Message, p *params) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return p.shape(body), nil
+	return p.shape(body, ""), nil
+}
+
+// marshal writes a message as JSON of a type.
+func (r *route) marshal(m proto.Message, as protoreflect.MessageDescriptor, p *params) ([]byte, error) {
+	if m.ProtoReflect().Descriptor() != as {
+		own := newMessage(as)
+		if err := transfer(m, own); err != nil {
+			return nil, err
+		}
+		m = own
+	}
+	return protojson.MarshalOptions{AllowPartial: true, Resolver: r.service.Types, UseEnumNumbers: p.enumNumbers}.Marshal(m)
 }
 
 // body reads the body, which must be JSON in UTF-8.
