@@ -161,21 +161,8 @@ func (j *job) ensure() []Step {
 			return "", err
 		}
 		j.observed = observed
-		return observed.Proof, missing(j.e, observed)
+		return observed.Proof, j.e.Missing(observed)
 	}})
-}
-
-// missing says what of an environment is not in place; nil when all is.
-func missing(e *environment.Environment, o environment.Observed) error {
-	if o.Generation != e.Generation {
-		return fmt.Errorf("generation %d is in place, not %d", o.Generation, e.Generation)
-	}
-	for _, n := range o.Nodes {
-		if !n.Ready {
-			return fmt.Errorf("node %s is not ready: %s", n.Name, n.Error)
-		}
-	}
-	return nil
 }
 
 // turnBack records durably why the operation fails and, for an update, that
@@ -532,7 +519,7 @@ func (j *job) look(ctx context.Context) error {
 			return err
 		}
 	}
-	return missing(j.e, observed)
+	return j.e.Missing(observed)
 }
 
 // same tells whether two observations differ in more than their times.

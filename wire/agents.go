@@ -94,7 +94,7 @@ func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentReq
 	out := &masqv1.MasqAgent{
 		Name: e.Name.String() + agentSuffix, Config: e.Agent.Text, Generation: e.Agent.Generation, Etag: strconv.FormatInt(e.Agent.Generation, 10),
 		EffectiveNonMasqueradeCidrs: effective, Proof: e.Observed.Proof,
-		InForce: e.State == environment.Running && e.Observed.Generation == e.Generation && len(e.Observed.Nodes) == len(e.Plan.NodeAddresses),
+		InForce: e.State == environment.Running && e.Missing(e.Observed) == nil,
 	}
 	if out.Proof != "" {
 		out.ProofTime = timestamp(e.Observed.Checked)
@@ -110,7 +110,6 @@ func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentReq
 		if i < len(e.Plan.NodeAddresses) {
 			node.Address, node.PodCidr = e.Plan.NodeAddresses[i].String(), e.Plan.NodePods(i).String()
 		}
-		out.InForce = out.InForce && n.Ready && n.ConfigGeneration == e.Agent.Generation
 		out.Nodes = append(out.Nodes, node)
 	}
 	return out, nil
