@@ -57,9 +57,8 @@ type CallOptions struct {
 type CreateRequest struct {
 	Parent Location
 	// Name may be empty of everything but ID.
-	Name  Name
-	Spec  Spec
-	Agent string
+	Name Name
+	Spec Spec
 	CallOptions
 }
 

@@ -20,6 +20,8 @@ import (
 // *environment.Service is one.
 type AgentEnvironments interface {
 	Get(context.Context, environment.Name) (*environment.Environment, error)
+	// AgentEnvironment is Get for an environment that has the agent.
+	AgentEnvironment(context.Context, environment.Name) (*environment.Environment, error)
 	UpdateAgentConfig(context.Context, environment.AgentConfigRequest) (*environment.Operation, error)
 }
 
@@ -70,16 +72,7 @@ func (m *masqAgents) environment(ctx context.Context, name string) (*environment
 	if err != nil {
 		return nil, err
 	}
-	e, err := m.Environments.Get(ctx, parsed)
-	if err != nil {
-		return nil, err
-	}
-	if !e.AgentEnabled() {
-		return nil, &environment.Error{Code: environment.FailedPrecondition, Reason: "MASQ_AGENT_NOT_ENABLED",
-			Message:  fmt.Sprintf("environment '%s' was created without the IP masquerade agent, and it cannot be enabled for an existing environment: create a new one with enableIpMasqAgent", e.Name),
-			Metadata: map[string]string{"environment": e.Name.String()}}
-	}
-	return e, nil
+	return m.Environments.AgentEnvironment(ctx, parsed)
 }
 
 func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentRequest) (*masqv1.MasqAgent, error) {
