@@ -22,6 +22,7 @@ import (
 	labdriver "sordino/driver/lab"
 	"sordino/environment"
 	"sordino/environment/image"
+	"sordino/internal/loopback"
 	"sordino/networks"
 	"sordino/reconcile"
 	"sordino/store"
@@ -180,7 +181,7 @@ func (o *serveOptions) check() error {
 	switch {
 	case (o.certFile == "") != (o.keyFile == ""):
 		return errors.New("TLS takes both --tls-cert and --tls-key")
-	case o.certFile == "" && !access.Loopback(o.listen) && !o.plaintext:
+	case o.certFile == "" && !loopback.Only(o.listen) && !o.plaintext:
 		return fmt.Errorf("--listen %s can be reached from other machines: give --tls-cert and --tls-key, or say --plaintext-tokens-on-the-network", o.listen)
 	case o.workers < 1:
 		return fmt.Errorf("--workers %d: write at least 1", o.workers)
