@@ -17,8 +17,8 @@ import (
 
 	"sordino/internal/netns"
 	"sordino/internal/nfnotify"
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 // agentChains are the chains of the agents that we know: upstream's and

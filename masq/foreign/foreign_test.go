@@ -14,8 +14,8 @@ import (
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
 	"sordino/internal/testnet"
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

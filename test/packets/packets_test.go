@@ -14,12 +14,12 @@ import (
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
 	"sordino/internal/testnet"
-	"sordino/internal/xtables"
 	"sordino/masq"
 	"sordino/masq/foreign"
 	"sordino/masq/iptables"
 	"sordino/masq/nftables"
 	"sordino/masq/node"
+	"sordino/masq/xtables"
 )
 
 // backend is what the tests need of both.
