@@ -92,10 +92,8 @@ func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentReq
 	if out.Proof != "" {
 		out.ProofTime = timestamp(e.Observed.Checked)
 	}
-	for _, kind := range []address.Kind{address.Nodes, address.Pods, address.Services} {
-		if p := e.Plan.Range(kind); p.IsValid() {
-			out.AutomaticExemptions = append(out.AutomaticExemptions, &masqv1.Exemption{Cidr: p.String(), Kind: string(kind)})
-		}
+	for _, r := range e.Plan.InCluster() {
+		out.AutomaticExemptions = append(out.AutomaticExemptions, &masqv1.Exemption{Cidr: r.Prefix.String(), Kind: string(r.Kind)})
 	}
 	for i, n := range e.Observed.Nodes {
 		node := &masqv1.Node{Name: n.Name, Ready: n.Ready, ConfigGeneration: n.ConfigGeneration, DesiredGeneration: n.DesiredGeneration,
