@@ -97,10 +97,19 @@ func (p Plan) Reservations(owner string) []Reservation {
 	return out
 }
 
-// NodePods is one node's share of the Pod range; nodes count from 0.
+// NodePods is one node's share of the Pod range; nodes count from 0. It is
+// invalid when the range has none for so many nodes.
 func (p Plan) NodePods(node int) netip.Prefix {
-	first, _ := span(p.Range(Pods))
-	return netip.PrefixFrom(addrOf(first+uint64(node)<<(32-p.NodePodBits)), p.NodePodBits)
+	pods := p.Range(Pods)
+	if !pods.IsValid() || p.NodePodBits < pods.Bits() || p.NodePodBits > 32 {
+		return netip.Prefix{}
+	}
+	first, end := span(pods)
+	block := first + uint64(node)<<(32-p.NodePodBits)
+	if block >= end {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(addrOf(block), p.NodePodBits)
 }
 
 // Explain says in lines what the plan uses and has room for.
