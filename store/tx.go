@@ -179,13 +179,8 @@ func (t *tx) reserve(key int64, plan address.Plan) error {
 		return err
 	}
 	const insert = "INSERT INTO reservations (environment, network, prefix, kind) VALUES (?, ?, ?, ?)"
-	for _, r := range plan.Ranges {
+	for _, r := range plan.Reservations("") { // the owner is the row's
 		if err := t.exec(insert, key, plan.Network, r.Prefix.String(), string(r.Kind)); err != nil {
-			return err
-		}
-	}
-	for _, a := range plan.NodeAddresses {
-		if err := t.exec(insert, key, plan.Network, netip.PrefixFrom(a, a.BitLen()).String(), string(address.Nodes)); err != nil {
 			return err
 		}
 	}
