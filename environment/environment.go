@@ -22,6 +22,9 @@ const (
 	Errored  = servicepb.Environment_ERROR
 )
 
+// Unsettled reports whether an operation works on an environment in this state.
+func Unsettled(s State) bool { return s == Creating || s == Updating || s == Deleting }
+
 // Spec is what a user asks for, exactly as given but for image aliases, which
 // are resolved. What the server chooses is never in it (see [Environment]):
 // a client that compares would take it for a change.

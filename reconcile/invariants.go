@@ -49,7 +49,7 @@ func CheckInvariants(ctx context.Context, store environment.Store) error {
 			networks[e.Plan.Network] = true
 			o := running[e.UUID]
 			delete(running, e.UUID)
-			t, unsettled := works[e.State]
+			t, unsettled := works[e.State], environment.Unsettled(e.State)
 			switch {
 			case unsettled && o == nil:
 				wrong("%s is %v and no operation runs", e.Name, e.State)

@@ -72,7 +72,7 @@ func (r *Reconciler) work(ctx context.Context, name environment.Name, a *activit
 	case j.o == nil && j.e.State == environment.Running:
 		j.check(ctx)
 		return
-	case j.o == nil && unsettled(j.e.State):
+	case j.o == nil && environment.Unsettled(j.e.State):
 		// Cannot be: both are written in one transaction. Delete can end it.
 		j.log.Error("the environment has no operation to end its state", "state", j.e.State)
 		err = j.settle(ctx, environment.Errored, nil)
@@ -94,10 +94,6 @@ func (r *Reconciler) work(ctx context.Context, name environment.Name, a *activit
 	default:
 		r.succeeded(name)
 	}
-}
-
-func unsettled(s environment.State) bool {
-	return s == environment.Creating || s == environment.Updating || s == environment.Deleting
 }
 
 // bring makes the cluster what a create or an update asks for, or goes back.
