@@ -143,7 +143,7 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 	s.reconciler = reconcile.New(reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers})
 	environments := environment.NewService(environment.Options{
 		Store: s.store, Networks: declared, Images: image.Default(), CheckAgentConfig: agentconfig.Check,
-		Wake: s.reconciler.Wake, Now: time.Now, NewID: uuid.NewString, Log: s.log,
+		Wake: s.reconciler.Wake, Now: time.Now, NewID: uuid.NewString,
 	})
 	s.wire, err = wire.New(wire.Options{
 		Environments: environments,
