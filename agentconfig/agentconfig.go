@@ -2,7 +2,7 @@
 // cluster that it is for.
 //
 // It owns the check of a configuration ([Check]), the ranges that are exempt
-// whatever the user writes ([Exemptions]) and what is exempt in all
+// whatever the user writes ([Cluster]) and what is exempt in all
 // ([Effective]). It reads configurations with the agent's own code.
 //
 // It refuses a text that the agent would refuse, with line, column and fix,
@@ -36,32 +36,13 @@ const source = "config"
 // defaults, and for IPv4.
 var settings configfile.Settings
 
-// Exemption is a range that the agents exempt of themselves.
-type Exemption struct {
-	Kind   address.Kind `json:"kind"`
-	Prefix netip.Prefix `json:"prefix"`
-}
-
-// Exemptions are the cluster's node, Pod and Service ranges, which are never
-// masqueraded to.
-func Exemptions(plan address.Plan) []Exemption {
-	var all []Exemption
-	for _, kind := range []address.Kind{address.Nodes, address.Pods, address.Services} {
-		for _, r := range plan.Ranges {
-			if r.Kind == kind {
-				all = append(all, Exemption{kind, r.Prefix})
-			}
-		}
-	}
-	return all
-}
-
-// cluster is a plan's ranges as the agent takes them.
-func cluster(plan address.Plan) masq.ClusterRanges {
+// Cluster are a plan's node, Pod and Service ranges as the agent takes them: it
+// never masquerades to them, whatever the user writes.
+func Cluster(plan address.Plan) masq.ClusterRanges {
 	var c masq.ClusterRanges
-	for _, e := range Exemptions(plan) {
-		r := masq.Range{Prefix: e.Prefix, Origin: masq.Origin{Source: "cluster"}}
-		switch e.Kind {
+	for _, in := range plan.InCluster() {
+		r := masq.Range{Prefix: in.Prefix, Origin: masq.Origin{Source: "cluster"}}
+		switch in.Kind {
 		case address.Nodes:
 			c.Node = append(c.Node, r)
 		case address.Pods:
@@ -109,7 +90,7 @@ func invalid(p *configfile.Problem) environment.Violation {
 // clusterKeys refuses other ranges of the cluster than it has: the server says
 // what they are.
 func clusterKeys(c masq.Config, plan address.Plan) []environment.Violation {
-	own := cluster(plan)
+	own := Cluster(plan)
 	var violations []environment.Violation
 	for _, k := range []struct {
 		key         string
@@ -138,7 +119,7 @@ func prefixes(ranges []masq.Range) string {
 // uncovered are the cluster's ranges that the user's own lists would have
 // masqueraded, in part or whole. The defaults are nobody's mistake: what they
 // do not hold is added to them.
-func uncovered(c masq.Config, plan address.Plan) ([]Exemption, error) {
+func uncovered(c masq.Config, plan address.Plan) ([]address.Range, error) {
 	if !c.NonMasqueradeGiven && len(c.Masquerade) == 0 {
 		return nil, nil
 	}
@@ -150,8 +131,8 @@ func uncovered(c masq.Config, plan address.Plan) ([]Exemption, error) {
 		return nil, fmt.Errorf("planning the agent's configuration: %w", err)
 	}
 	listed, _ := rules.Of(masq.IPv4)
-	var missing []Exemption
-	for _, e := range Exemptions(plan) {
+	var missing []address.Range
+	for _, e := range plan.InCluster() {
 		last := lastOf(e.Prefix)
 		if !slices.ContainsFunc(listed.Exempt, func(i masq.Interval) bool { return i.Contains(e.Prefix.Addr()) && i.Contains(last) }) {
 			missing = append(missing, e)
@@ -168,7 +149,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
-func uncoversCluster(c masq.Config, missing []Exemption) environment.Violation {
+func uncoversCluster(c masq.Config, missing []address.Range) environment.Violation {
 	var named, ranges []string
 	for _, m := range missing {
 		named = append(named, fmt.Sprintf("%s range %s", m.Kind, m.Prefix))
@@ -191,7 +172,7 @@ func Effective(text string, plan address.Plan) ([]netip.Prefix, error) {
 		return nil, err
 	}
 	config := result.Config
-	config.Cluster = cluster(plan)
+	config.Cluster = Cluster(plan)
 	config.SNATAddress = nil // changes no exemption, and is a matter of the node
 	rules, _, err := masq.Plan(config, masq.Options{}, masq.Facts{})
 	if err != nil {

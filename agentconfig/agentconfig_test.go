@@ -104,7 +104,7 @@ func TestTheClusterIsExempt(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%q: %v", text, err)
 		}
-		for _, e := range Exemptions(p) {
+		for _, e := range p.InCluster() {
 			if !slices.ContainsFunc(effective, func(r netip.Prefix) bool { return r.Contains(e.Prefix.Addr()) && r.Contains(lastOf(e.Prefix)) }) {
 				t.Fatalf("%s %s is masqueraded with %q: %v", e.Kind, e.Prefix, text, effective)
 			}

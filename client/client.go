@@ -29,9 +29,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"sordino/access"
 	masqv1 "sordino/api/sordino/masq/v1"
 	workerv1 "sordino/api/sordino/worker/v1"
+	"sordino/internal/loopback"
 )
 
 // Options say which server, and who asks.
@@ -67,7 +67,7 @@ func New(ctx context.Context, o Options) (*Client, error) {
 	if u.Port() == "" {
 		target += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
 	}
-	if u.Scheme == "http" && o.Token != "" && !access.Loopback(target) {
+	if u.Scheme == "http" && o.Token != "" && !loopback.Only(target) {
 		return nil, fmt.Errorf("the server %s: a token is not sent in the clear to another machine; use https", o.Server)
 	}
 	transport := &http.Transport{ForceAttemptHTTP2: true, Proxy: http.ProxyFromEnvironment, IdleConnTimeout: time.Minute}

@@ -20,7 +20,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 	if err != nil {
 		return nil, err
 	}
-	fingerprint, err := fingerprintOf("create", name, &r.Spec, r.Agent)
+	fingerprint, err := fingerprintOf("create", name, &r.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +45,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 		}
 		now := s.Now()
 		e := &Environment{Name: name, UUID: s.NewID(), State: Creating, Spec: spec, Created: now, Updated: now,
-			Agent: AgentConfig{Text: r.Agent, Generation: 1}, Generation: 1}
+			Agent: AgentConfig{Generation: 1}, Generation: 1}
 		all := slices.Clone(violations)
 		if v.ID != "" {
 			plan, found, err := s.plan(tx, e, v, violations)
@@ -54,13 +54,6 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 			}
 			all = append(all, found...)
 			e.Plan = plan
-			if r.Agent != "" {
-				found, err := s.checkAgent(e, r.Agent, len(all) == 0)
-				if err != nil {
-					return nil, err
-				}
-				all = append(all, found...)
-			}
 		}
 		if err := refuse(all); err != nil {
 			return nil, asExhausted(err, all)
@@ -237,18 +230,4 @@ func asExhausted(err error, violations []Violation) error {
 		e.Preconditions = append(e.Preconditions, Precondition{Type: address.Exhausted, Subject: v.Field, Description: v.Description})
 	}
 	return e
-}
-
-// checkAgent checks the user's configuration of the agent; against the
-// cluster's ranges where they are planned.
-func (s *Service) checkAgent(e *Environment, text string, planned bool) ([]Violation, error) {
-	if !e.AgentEnabled() {
-		return []Violation{{Field: "agent.config", Reason: "AGENT_NOT_ENABLED",
-			Description: fmt.Sprintf("Environment '%s' has no IP Masquerade agent, so there is nothing to configure. The agent can be enabled only when an environment is created: create a new one with 'config.nodeConfig.enableIpMasqAgent'.", e.Name),
-			Metadata:    map[string]string{"environment": e.Name.String()}}}, nil
-	}
-	if !planned {
-		return nil, nil
-	}
-	return s.CheckAgentConfig(text, e.Plan)
 }

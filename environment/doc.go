@@ -3,9 +3,11 @@
 //
 // It owns [Environment], [Operation], the rules that a request must keep
 // ([Service]) and the interface of the durable [Store] that they are kept in.
-// Address arithmetic is in address, image versions are in image. It knows no
-// wire format, no SQL and no kernel: wire translates requests, store keeps
-// rows, reconcile brings about what the rows say.
+// Address arithmetic is in address, image versions are in image. A configuration
+// is the API's own message (servicepb), so that no field is lost between what was
+// asked for and what is told; beyond that it knows no wire format, no SQL and no
+// kernel: wire translates requests, store keeps rows, reconcile brings about what
+// the rows say.
 //
 // It refuses what could not be kept: every rule is checked before anything is
 // stored, all violations are reported at once ([Error].Violations), and what

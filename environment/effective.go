@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"sordino/environment/address"
+	"sordino/environment/image"
 )
 
 // Effective is the environment's configuration with the defaults that the user
@@ -43,13 +44,13 @@ func (e *Environment) MaxPodsPerNode() int32 {
 	return DefaultMaxPodsPerNode
 }
 
-// majorOf is the Composer major of an image version that was resolved.
+// majorOf is the Composer major of an image version, or alias of one; 1 where it
+// says none.
 func majorOf(s *Spec) int {
-	version := strings.TrimPrefix(s.Config.GetSoftwareConfig().GetImageVersion(), "composer-")
-	if version == "" || version[0] < '1' || version[0] > '9' {
-		return 1
+	if major, ok := image.ComposerMajor(s.Config.GetSoftwareConfig().GetImageVersion()); ok {
+		return major
 	}
-	return int(version[0] - '0')
+	return 1
 }
 
 // effective fills the defaults in a copy of a spec.

@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"fmt"
 	"time"
 
 	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
@@ -20,6 +21,9 @@ const (
 	Deleting = servicepb.Environment_DELETING
 	Errored  = servicepb.Environment_ERROR
 )
+
+// Unsettled reports whether an operation works on an environment in this state.
+func Unsettled(s State) bool { return s == Creating || s == Updating || s == Deleting }
 
 // Spec is what a user asks for, exactly as given but for image aliases, which
 // are resolved. What the server chooses is never in it (see [Environment]):
@@ -68,6 +72,26 @@ type AgentConfig struct {
 // AgentEnabled reports whether the environment was created with the agent.
 func (e *Environment) AgentEnabled() bool {
 	return e.Spec.Config.GetNodeConfig().GetEnableIpMasqAgent()
+}
+
+// Missing says what of the environment is not in force in an observation; nil
+// when every node is there, ready, and holds what is desired.
+func (e *Environment) Missing(o Observed) error {
+	if o.Generation != e.Generation {
+		return fmt.Errorf("generation %d is in place, not %d", o.Generation, e.Generation)
+	}
+	if want := len(e.Plan.NodeAddresses); len(o.Nodes) != want {
+		return fmt.Errorf("%d nodes are in place, not %d", len(o.Nodes), want)
+	}
+	for _, n := range o.Nodes {
+		switch {
+		case !n.Ready:
+			return fmt.Errorf("node %s is not ready: %s", n.Name, n.Error)
+		case e.AgentEnabled() && n.ConfigGeneration != e.Agent.Generation:
+			return fmt.Errorf("the agent of node %s holds generation %d of its configuration, not %d", n.Name, n.ConfigGeneration, e.Agent.Generation)
+		}
+	}
+	return nil
 }
 
 // Observed is what a driver found.

@@ -185,17 +185,4 @@ func TestOperations(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-
-	// Thirty days after their end operations are forgotten; those under way stay.
-	f.now = f.now.Add(environment.OperationRetention - 3*time.Second)
-	if n, err := f.Forget(ctx); err != nil || n != 1 {
-		t.Errorf("forgot %d, %v; want the one that ended first", n, err)
-	}
-	f.now = f.now.Add(time.Hour)
-	if n, err := f.Forget(ctx); err != nil || n != 1 {
-		t.Errorf("forgot %d, %v", n, err)
-	}
-	if got := list("", 100); !slices.Equal(got, []string{all[1], all[3]}) {
-		t.Errorf("left: %v", got)
-	}
 }

@@ -1,7 +1,6 @@
 package environment
 
 import (
-	"log/slog"
 	"time"
 
 	"sordino/environment/address"
@@ -23,7 +22,6 @@ type Options struct {
 	Now  func() time.Time
 	// NewID makes the UUIDs of environments and operations.
 	NewID func() string
-	Log   *slog.Logger
 }
 
 // Networks are the declared networks.
@@ -57,9 +55,8 @@ type CallOptions struct {
 type CreateRequest struct {
 	Parent Location
 	// Name may be empty of everything but ID.
-	Name  Name
-	Spec  Spec
-	Agent string
+	Name Name
+	Spec Spec
 	CallOptions
 }
 

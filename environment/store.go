@@ -69,8 +69,8 @@ type EnvironmentQuery struct {
 	After Name
 	// Limit is the most to return; 0 is no limit.
 	Limit int
-	// Unsettled asks only for those that the reconciler has to do with: in
-	// Creating, Updating or Deleting.
+	// Unsettled asks only for those that the reconciler has to do with: see the
+	// function of that name.
 	Unsettled bool
 }
 

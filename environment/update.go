@@ -314,6 +314,28 @@ func (s *Service) resize(tx Tx, e *Environment, next *Spec, v image.Version, ref
 // maxAgentConfig is what a ConfigMap has room for.
 const maxAgentConfig = 1 << 20
 
+// AgentEnvironment returns an environment that has the agent, or the refusal
+// that there is none.
+func (s *Service) AgentEnvironment(ctx context.Context, name Name) (*Environment, error) {
+	e, err := s.Get(ctx, name)
+	if err == nil {
+		err = e.hasAgent()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *Environment) hasAgent() error {
+	if e.AgentEnabled() {
+		return nil
+	}
+	return &Error{Code: FailedPrecondition, Reason: "MASQ_AGENT_NOT_ENABLED",
+		Message:  fmt.Sprintf("environment '%s' was created without the IP masquerade agent, and it cannot be enabled for an existing environment: create a new one with enableIpMasqAgent", e.Name),
+		Metadata: map[string]string{"environment": e.Name.String()}}
+}
+
 // UpdateAgentConfig changes the configuration of an environment's agents. With
 // ValidateOnly it says what is wrong with a text, or that nothing is.
 func (s *Service) UpdateAgentConfig(ctx context.Context, r AgentConfigRequest) (*Operation, error) {
@@ -331,6 +353,9 @@ func (s *Service) UpdateAgentConfig(ctx context.Context, r AgentConfigRequest) (
 		if err != nil {
 			return nil, err
 		}
+		if err := e.hasAgent(); err != nil {
+			return nil, err
+		}
 		if err := idle(tx, e); err != nil {
 			return nil, err
 		}
@@ -339,7 +364,7 @@ func (s *Service) UpdateAgentConfig(ctx context.Context, r AgentConfigRequest) (
 				Message:  fmt.Sprintf("the agent's configuration of environment '%s' has generation %d, and the change was made from %d; read it again, and repeat the change", e.Name, e.Agent.Generation, r.Generation),
 				Metadata: map[string]string{"environment": e.Name.String(), "generation": fmt.Sprint(e.Agent.Generation), "requested": fmt.Sprint(r.Generation)}}
 		}
-		violations, err := s.checkAgent(e, r.Text, true)
+		violations, err := s.CheckAgentConfig(r.Text, e.Plan)
 		if err != nil {
 			return nil, err
 		}

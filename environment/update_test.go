@@ -315,7 +315,7 @@ func TestUpdateAgentConfig(t *testing.T) {
 		generation int64
 		want       string
 	}{
-		{"plain", good, 0, "agent.config AGENT_NOT_ENABLED Environment 'projects/example-project/locations/us-central1/environments/plain' has no IP Masquerade agent, so there is nothing to configure. The agent can be enabled only when an environment is created: create a new one with 'config.nodeConfig.enableIpMasqAgent'."},
+		{"plain", good, 0, "MASQ_AGENT_NOT_ENABLED environment 'projects/example-project/locations/us-central1/environments/plain' was created without the IP masquerade agent, and it cannot be enabled for an existing environment: create a new one with enableIpMasqAgent"},
 		{"e", "nonMasqueradeCIDRs: [192.168.0.0/16]", 0, "agent.config AGENT_CONFIG_UNCOVERS_CLUSTER_RANGE The agent's configuration would have traffic inside the cluster masqueraded: it does not cover the node range 10.128.0.0/20, the Pod range 10.16.0.0/14, the Service range 10.20.0.0/20. Non-masquerade destinations must at least include the cluster's node, Pod and Service ranges, because Cloud Composer uses intranode visibility. Add to nonMasqueradeCIDRs: 10.128.0.0/20, 10.16.0.0/14, 10.20.0.0/20."},
 		{"e", "", 0, "agent.config UPDATE_HAS_NO_EFFECT " + noChange},
 		{"e", good, 7, "AGENT_CONFIG_CHANGED the agent's configuration of environment 'projects/example-project/locations/us-central1/environments/e' has generation 1, and the change was made from 7; read it again, and repeat the change"},

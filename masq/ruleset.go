@@ -33,6 +33,11 @@ type RuleSet struct {
 	Families []FamilyRules
 }
 
+// NATPriority lets our own NAT chain decide before the chains that other agents
+// have at srcnat (100). The kernel runs all NAT chains of a hook from one place,
+// in the order of their priorities, and stops at the first that binds the flow.
+const NATPriority = 99
+
 // FamilyRules are the rules of one address family.
 type FamilyRules struct {
 	Family Family

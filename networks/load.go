@@ -28,7 +28,7 @@ const maxFile = 16 << 20
 //	    subnetworks:
 //	      - name: shared-sub
 //	        region: us-central1
-//	        primary: 10.10.0.0/20         # the nodes' range, /8 to /29
+//	        primary: 10.10.0.0/20         # the nodes' range, /4 to /29
 //	        secondary:                    # for Pods and Services, by name
 //	          - {name: pods, range: 10.20.0.0/16}
 //	          - {name: services, range: 10.30.0.0/20}

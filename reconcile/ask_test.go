@@ -42,6 +42,7 @@ func ask(ctx context.Context, store environment.Store, now time.Time, id, verb, 
 				Spec:  environment.Spec{Config: &servicepb.EnvironmentConfig{NodeCount: int32(n)}},
 				Agent: environment.AgentConfig{Text: "one", Generation: 1},
 				Plan:  address.Plan{Network: "net", Ranges: []address.Range{{Kind: address.Pods, Prefix: freeBlock(tx), By: address.Chosen}}}}
+			e.Plan.NodeAddresses = nodeAddresses(e.Plan, n)
 			return begin(tx, now, id, environment.Create, e, nil)
 		}
 		if e == nil {
@@ -65,6 +66,7 @@ func ask(ctx context.Context, store environment.Store, now time.Time, id, verb, 
 		switch verb {
 		case "update":
 			e.Spec.Config = &servicepb.EnvironmentConfig{NodeCount: int32(n)}
+			e.Plan.NodeAddresses = nodeAddresses(e.Plan, n)
 			e.Generation++
 		case "config":
 			e.Agent = environment.AgentConfig{Text: fmt.Sprint("number ", n), Generation: e.Agent.Generation + 1}
@@ -92,6 +94,16 @@ func begin(tx environment.Tx, now time.Time, id string, kind environment.Operati
 		return err
 	}
 	return errors.Join(tx.PutOperation(o), tx.PutRequest(place.Project, id, environment.Request{Operation: o.Name, Created: now}))
+}
+
+// nodeAddresses are the first of the block, which nobody else has.
+func nodeAddresses(p address.Plan, n int) (list []netip.Addr) {
+	a := p.Range(address.Pods).Addr()
+	for range n {
+		a = a.Next()
+		list = append(list, a)
+	}
+	return list
 }
 
 // freeBlock is the first /24 that no environment has.

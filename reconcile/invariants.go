@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"sordino/environment"
-	"sordino/environment/address"
 )
 
 // CheckInvariants says everything that is stored and must never be, also
@@ -50,7 +49,7 @@ func CheckInvariants(ctx context.Context, store environment.Store) error {
 			networks[e.Plan.Network] = true
 			o := running[e.UUID]
 			delete(running, e.UUID)
-			t, unsettled := works[e.State]
+			t, unsettled := works[e.State], environment.Unsettled(e.State)
 			switch {
 			case unsettled && o == nil:
 				wrong("%s is %v and no operation runs", e.Name, e.State)
@@ -77,7 +76,7 @@ func CheckInvariants(ctx context.Context, store environment.Store) error {
 					wrong("%s is reserved for %s, which is not stored", r.Prefix, r.Owner)
 				}
 				for _, other := range reservations[:i] {
-					if !shared(r) && !shared(other) && r.Owner != other.Owner && r.Prefix.Overlaps(other.Prefix) {
+					if r.Owner != other.Owner && r.Prefix.Overlaps(other.Prefix) {
 						wrong("%s of %s overlaps %s of %s", r.Prefix, r.Owner, other.Prefix, other.Owner)
 					}
 				}
@@ -87,6 +86,3 @@ func CheckInvariants(ctx context.Context, store environment.Store) error {
 	})
 	return errors.Join(append(broken, err)...)
 }
-
-// shared tells the range of a subnetwork's nodes, which all on it have.
-func shared(r address.Reservation) bool { return r.Kind == address.Nodes && !r.Prefix.IsSingleIP() }

@@ -72,7 +72,7 @@ func (r *Reconciler) work(ctx context.Context, name environment.Name, a *activit
 	case j.o == nil && j.e.State == environment.Running:
 		j.check(ctx)
 		return
-	case j.o == nil && unsettled(j.e.State):
+	case j.o == nil && environment.Unsettled(j.e.State):
 		// Cannot be: both are written in one transaction. Delete can end it.
 		j.log.Error("the environment has no operation to end its state", "state", j.e.State)
 		err = j.settle(ctx, environment.Errored, nil)
@@ -94,10 +94,6 @@ func (r *Reconciler) work(ctx context.Context, name environment.Name, a *activit
 	default:
 		r.succeeded(name)
 	}
-}
-
-func unsettled(s environment.State) bool {
-	return s == environment.Creating || s == environment.Updating || s == environment.Deleting
 }
 
 // bring makes the cluster what a create or an update asks for, or goes back.
@@ -161,21 +157,8 @@ func (j *job) ensure() []Step {
 			return "", err
 		}
 		j.observed = observed
-		return observed.Proof, missing(j.e, observed)
+		return observed.Proof, j.e.Missing(observed)
 	}})
-}
-
-// missing says what of an environment is not in place; nil when all is.
-func missing(e *environment.Environment, o environment.Observed) error {
-	if o.Generation != e.Generation {
-		return fmt.Errorf("generation %d is in place, not %d", o.Generation, e.Generation)
-	}
-	for _, n := range o.Nodes {
-		if !n.Ready {
-			return fmt.Errorf("node %s is not ready: %s", n.Name, n.Error)
-		}
-	}
-	return nil
 }
 
 // turnBack records durably why the operation fails and, for an update, that
@@ -535,7 +518,7 @@ func (j *job) look(ctx context.Context) error {
 			return err
 		}
 	}
-	return missing(j.e, observed)
+	return j.e.Missing(observed)
 }
 
 // same tells whether two observations are of the same: one that was proven

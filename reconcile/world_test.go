@@ -207,7 +207,7 @@ func (w *world) Observe(ctx context.Context, e *environment.Environment) (o envi
 	}
 	o.Generation = w.generation(e.UUID)
 	for n := range int(e.Spec.Config.GetNodeCount()) {
-		node := environment.ObservedNode{Name: fmt.Sprintf("node-%d", n+1)}
+		node := environment.ObservedNode{Name: fmt.Sprintf("node-%d", n+1), ConfigGeneration: e.Agent.Generation}
 		if node.Ready = w.exists(e.UUID, node.Name); !node.Ready {
 			node.Error = "it is not there"
 		}

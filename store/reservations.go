@@ -37,25 +37,14 @@ func (r *reservations) replace(owner environment.Name, fresh bool, plan address.
 			})
 		}
 		if network == plan.Network {
-			r.lists[network] = append(r.lists[network], reservationsOf(name, plan)...)
+			r.lists[network] = append(r.lists[network], plan.Reservations(name)...)
 		}
 	}
 }
 
-// reservationsOf is what an environment's plan reserves.
-func reservationsOf(owner string, plan address.Plan) (list []address.Reservation) {
-	for _, r := range plan.Ranges {
-		list = append(list, address.Reservation{Prefix: r.Prefix, Kind: r.Kind, Owner: owner})
-	}
-	for _, a := range plan.NodeAddresses {
-		list = append(list, address.Reservation{Prefix: netip.PrefixFrom(a, a.BitLen()), Kind: address.Nodes, Owner: owner})
-	}
-	return list
-}
-
 // reserve replaces what an environment reserves, where it is another.
 func (t *tx) reserve(key int64, e *environment.Environment) error {
-	network, list := e.Plan.Network, reservationsOf(e.Name.String(), e.Plan)
+	network, list := e.Plan.Network, e.Plan.Reservations(e.Name.String())
 	fresh := e.Revision == 0
 	if !fresh {
 		had, err := t.reservations("r.environment = ?", key)

@@ -353,7 +353,7 @@ func TestReservations(t *testing.T) {
 	update(t, s, func(tx environment.Tx) error { return tx.DeleteEnvironment(number(4).Name) })
 	alike("after a delete")
 	own := e.Name.String()
-	if diff := cmp.Diff([]string{own + " node 10.128.0.0/20", own + " Pod 10.0.2.0/23", own + " Service 172.16.0.0/27",
+	if diff := cmp.Diff([]string{own + " Pod 10.0.2.0/23", own + " Service 172.16.0.0/27",
 		own + " node 10.128.0.2/32", own + " node 10.128.0.3/32", own + " node 10.128.0.4/32"}, reserved()); diff != "" {
 		t.Errorf("reserved (-want +got):\n%s", diff)
 	}

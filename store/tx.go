@@ -100,7 +100,7 @@ func (t *tx) Environments(q environment.EnvironmentQuery) ([]*environment.Enviro
 		s.and("(project, location, id) > (?, ?, ?)", q.After.Project, q.After.Location.ID, q.After.ID)
 	}
 	if q.Unsettled {
-		s.and("state IN (1, 3, 4)") // the index's own condition
+		s.and("state IN (1, 3, 4)") // environment.Unsettled, as the index's condition has it
 	}
 	query, arguments := s.query(environmentColumns, "project, location, id", q.Limit)
 	return t.environments(query, arguments...)

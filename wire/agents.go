@@ -20,6 +20,8 @@ import (
 // *environment.Service is one.
 type AgentEnvironments interface {
 	Get(context.Context, environment.Name) (*environment.Environment, error)
+	// AgentEnvironment is Get for an environment that has the agent.
+	AgentEnvironment(context.Context, environment.Name) (*environment.Environment, error)
 	UpdateAgentConfig(context.Context, environment.AgentConfigRequest) (*environment.Operation, error)
 }
 
@@ -70,16 +72,7 @@ func (m *masqAgents) environment(ctx context.Context, name string) (*environment
 	if err != nil {
 		return nil, err
 	}
-	e, err := m.Environments.Get(ctx, parsed)
-	if err != nil {
-		return nil, err
-	}
-	if !e.AgentEnabled() {
-		return nil, &environment.Error{Code: environment.FailedPrecondition, Reason: "MASQ_AGENT_NOT_ENABLED",
-			Message:  fmt.Sprintf("environment '%s' was created without the IP masquerade agent, and it cannot be enabled for an existing environment: create a new one with enableIpMasqAgent", e.Name),
-			Metadata: map[string]string{"environment": e.Name.String()}}
-	}
-	return e, nil
+	return m.Environments.AgentEnvironment(ctx, parsed)
 }
 
 func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentRequest) (*masqv1.MasqAgent, error) {
@@ -94,15 +87,13 @@ func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentReq
 	out := &masqv1.MasqAgent{
 		Name: e.Name.String() + agentSuffix, Config: e.Agent.Text, Generation: e.Agent.Generation, Etag: strconv.FormatInt(e.Agent.Generation, 10),
 		EffectiveNonMasqueradeCidrs: effective, Proof: e.Observed.Proof,
-		InForce: e.State == environment.Running && e.Observed.Generation == e.Generation && len(e.Observed.Nodes) == len(e.Plan.NodeAddresses),
+		InForce: e.State == environment.Running && e.Missing(e.Observed) == nil,
 	}
 	if out.Proof != "" {
 		out.ProofTime = timestamp(e.Observed.Checked)
 	}
-	for _, kind := range []address.Kind{address.Nodes, address.Pods, address.Services} {
-		if p := e.Plan.Range(kind); p.IsValid() {
-			out.AutomaticExemptions = append(out.AutomaticExemptions, &masqv1.Exemption{Cidr: p.String(), Kind: string(kind)})
-		}
+	for _, r := range e.Plan.InCluster() {
+		out.AutomaticExemptions = append(out.AutomaticExemptions, &masqv1.Exemption{Cidr: r.Prefix.String(), Kind: string(r.Kind)})
 	}
 	for i, n := range e.Observed.Nodes {
 		node := &masqv1.Node{Name: n.Name, Ready: n.Ready, ConfigGeneration: n.ConfigGeneration, DesiredGeneration: n.DesiredGeneration,
@@ -110,7 +101,6 @@ func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentReq
 		if i < len(e.Plan.NodeAddresses) {
 			node.Address, node.PodCidr = e.Plan.NodeAddresses[i].String(), e.Plan.NodePods(i).String()
 		}
-		out.InForce = out.InForce && n.Ready && n.ConfigGeneration == e.Agent.Generation
 		out.Nodes = append(out.Nodes, node)
 	}
 	return out, nil

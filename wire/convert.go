@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"slices"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -15,7 +14,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"sordino/environment"
-	"sordino/environment/address"
 )
 
 // specOf takes the domain's part out of a message. The fields that servicepb
@@ -209,8 +207,9 @@ func planInto(m protoreflect.Message, e *environment.Environment) {
 		set(one, "cidr_block", text(r.Prefix.String()))
 		set(one, "chosen_by", text(string(r.By)))
 		set(one, "secondary_range_name", text(r.Name))
-		// The agent must never masquerade traffic within the cluster.
-		if e.AgentEnabled() && slices.Contains([]address.Kind{address.Nodes, address.Pods, address.Services}, r.Kind) {
+	}
+	if e.AgentEnabled() { // which must never masquerade traffic within the cluster
+		for _, r := range p.InCluster() {
 			list("agent_exempts").Append(text(r.Prefix.String()))
 		}
 	}

@@ -151,7 +151,7 @@ func (p predecessors) Close() error {
 }
 
 func (p predecessors) Remove(ctx context.Context) (removed, unreadable []string, err error) {
-	gone, unreadable, err := p.node.RemoveLeftovers(ctx, p.keep)
+	gone, unreadable, err := p.node.RemovePredecessors(ctx, p.keep)
 	for _, l := range gone {
 		removed = append(removed, fmt.Sprintf("%s: %s chain %s (%s iptables) with %d rules and %d jumps", l.Agent, l.Family, l.Chain, l.Flavour, l.Rules, l.Jumps))
 	}

@@ -37,7 +37,7 @@ func imageVersionsCommand(r *remote) *cobra.Command {
 					for _, n := range []struct {
 						note  string
 						holds bool
-					}{{"default", v.IsDefault}, {"no new environments", v.CreationDisabled}, {"no upgrades to it", v.UpgradeDisabled}} {
+					}{{"default", v.IsDefault}, {"no new environments", v.CreationDisabled}, {"no upgrades from it", v.UpgradeDisabled}} {
 						if n.holds {
 							notes = append(notes, n.note)
 						}
@@ -51,7 +51,7 @@ func imageVersionsCommand(r *remote) *cobra.Command {
 				table(w, "IMAGE VERSION\tPYTHON\tRELEASED\tNOTES", rows)
 			})
 		})}
-	list.Flags().BoolVar(&past, "include-past-releases", false, "also those that no new environment can have")
+	list.Flags().BoolVar(&past, "include-past-releases", false, "also superseded releases, which a new environment can still ask for")
 	r.locationFlag(list)
 	c.AddCommand(list)
 	return c

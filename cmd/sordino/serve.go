@@ -23,6 +23,7 @@ import (
 	labdriver "sordino/driver/lab"
 	"sordino/environment"
 	"sordino/environment/image"
+	"sordino/internal/loopback"
 	"sordino/networks"
 	"sordino/reconcile"
 	"sordino/store"
@@ -146,7 +147,7 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 	s.reconciler = reconcile.New(reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers, ChangeWithin: o.changeWithin})
 	environments := environment.NewService(environment.Options{
 		Store: s.store, Networks: declared, Images: image.Default(), CheckAgentConfig: agentconfig.Check,
-		Wake: s.reconciler.Wake, Now: time.Now, NewID: uuid.NewString, Log: s.log,
+		Wake: s.reconciler.Wake, Now: time.Now, NewID: uuid.NewString,
 	})
 	s.wire, err = wire.New(wire.Options{
 		Environments: environments,
@@ -184,7 +185,7 @@ func (o *serveOptions) check() error {
 	switch {
 	case (o.certFile == "") != (o.keyFile == ""):
 		return errors.New("TLS takes both --tls-cert and --tls-key")
-	case o.certFile == "" && !access.Loopback(o.listen) && !o.plaintext:
+	case o.certFile == "" && !loopback.Only(o.listen) && !o.plaintext:
 		return fmt.Errorf("--listen %s can be reached from other machines: give --tls-cert and --tls-key, or say --plaintext-tokens-on-the-network", o.listen)
 	case o.workers < 1:
 		return fmt.Errorf("--workers %d: write at least 1", o.workers)

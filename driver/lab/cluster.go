@@ -45,8 +45,8 @@ func Spec(p address.Plan) (lab.Spec, error) {
 		return refuse("the environment's plan has no node range, no Pod range or no nodes")
 	}
 	for i, a := range p.NodeAddresses {
-		block, ok := blockOf(pods, p.NodePodBits, i)
-		if !ok {
+		block := p.NodePods(i)
+		if !block.IsValid() {
 			return refuse("the Pod range %s has no /%d for the node %s, number %d", pods, p.NodePodBits, a, i+1)
 		}
 		s.Nodes = append(s.Nodes, lab.Node{
@@ -78,15 +78,6 @@ func outsideOf(p address.Plan) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
-}
-
-// blockOf is the i-th block of a length in a range.
-func blockOf(p netip.Prefix, bits, i int) (netip.Prefix, bool) {
-	if bits < p.Bits() || bits > p.Addr().BitLen() || bits-p.Bits() < 31 && i >= 1<<(bits-p.Bits()) {
-		return netip.Prefix{}, false
-	}
-	offset := new(big.Int).Lsh(big.NewInt(int64(i)), uint(p.Addr().BitLen()-bits))
-	return netip.PrefixFrom(plus(p.Masked().Addr(), offset), bits), true
 }
 
 // at is the address of a number in a range, or its first one when it is too

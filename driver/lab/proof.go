@@ -8,8 +8,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"sordino/agentconfig"
 	"sordino/environment"
-	"sordino/environment/address"
 	"sordino/lab"
 	"sordino/lab/host"
 	"sordino/masq"
@@ -79,14 +79,7 @@ func expected(e *environment.Environment, n lab.Node, to netip.Addr) (netip.Addr
 	if err != nil {
 		return netip.Addr{}, "", fmt.Errorf("reading the agent's configuration: %w", err)
 	}
-	ranges := func(kind address.Kind) []masq.Range {
-		if p := e.Plan.Range(kind); p.IsValid() {
-			return []masq.Range{{Prefix: p}}
-		}
-		return nil
-	}
-	options := masq.Options{Chain: masq.DefaultChain, RandomFully: true,
-		Cluster: masq.ClusterRanges{Node: ranges(address.Nodes), Pod: ranges(address.Pods), Service: ranges(address.Services)}}
+	options := masq.Options{Chain: masq.DefaultChain, RandomFully: true, Cluster: agentconfig.Cluster(e.Plan)}
 	const uplink = "eth0"
 	facts := masq.Facts{Addresses: []masq.NodeAddress{{Interface: uplink, Prefix: netip.PrefixFrom(node, node.BitLen())}}}
 	verdict, err := masq.Explain(result.Config, options, facts, masq.Flow{Src: pod, Dst: to, Protocol: "tcp", OutputInterface: uplink})

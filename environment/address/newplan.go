@@ -459,37 +459,3 @@ func (p *planner) addressNodes() {
 			"The subnetwork %s (%s) has %d free addresses, and %d more nodes are asked for (four addresses of a subnetwork are reserved). Use a larger subnetwork", p.plan.Subnetwork, p.subnetwork.Primary, free, free+missing)
 	}
 }
-
-// Reservations are what the plan uses, for those who come after.
-func (p Plan) Reservations(owner string) []Reservation {
-	var out []Reservation
-	for _, r := range p.Ranges {
-		if r.Kind != Nodes {
-			out = append(out, Reservation{r.Prefix, r.Kind, owner})
-		}
-	}
-	for _, a := range p.NodeAddresses {
-		out = append(out, Reservation{netip.PrefixFrom(a, 32), Nodes, owner})
-	}
-	return out
-}
-
-// NodePods is one node's share of the Pod range; nodes count from 0.
-func (p Plan) NodePods(node int) netip.Prefix {
-	first, _ := span(p.Range(Pods))
-	return netip.PrefixFrom(addrOf(first+uint64(node)<<(32-p.NodePodBits)), p.NodePodBits)
-}
-
-// Explain says in lines what the plan uses and has room for.
-func (p Plan) Explain() []string {
-	var out []string
-	for _, r := range p.Ranges {
-		by := string(r.By)
-		if r.Name != "" {
-			by += " " + r.Name
-		}
-		out = append(out, fmt.Sprintf("%s range %s (%s)", r.Kind, r.Prefix, by))
-	}
-	out = append(out, fmt.Sprintf("room for %d nodes with %d Pods each (a /%d a node) and %d Services", p.MaxNodes, p.MaxPodsPerNode, p.NodePodBits, p.MaxServices))
-	return append(out, p.Warnings...)
-}

@@ -1,6 +1,9 @@
 package address
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+)
 
 // Kind is what a range is used for.
 type Kind string
@@ -64,6 +67,63 @@ func (p Plan) Range(k Kind) netip.Prefix {
 		}
 	}
 	return netip.Prefix{}
+}
+
+// InCluster are the ranges that traffic inside the cluster is between: node, Pod,
+// Service, in this order.
+func (p Plan) InCluster() []Range {
+	var all []Range
+	for _, k := range []Kind{Nodes, Pods, Services} {
+		for _, r := range p.Ranges {
+			if r.Kind == k {
+				all = append(all, r)
+			}
+		}
+	}
+	return all
+}
+
+// Reservations are what the plan uses, for those who come after.
+func (p Plan) Reservations(owner string) []Reservation {
+	var out []Reservation
+	for _, r := range p.Ranges {
+		if r.Kind != Nodes {
+			out = append(out, Reservation{r.Prefix, r.Kind, owner})
+		}
+	}
+	for _, a := range p.NodeAddresses {
+		out = append(out, Reservation{netip.PrefixFrom(a, 32), Nodes, owner})
+	}
+	return out
+}
+
+// NodePods is one node's share of the Pod range; nodes count from 0. It is
+// invalid when the range has none for so many nodes.
+func (p Plan) NodePods(node int) netip.Prefix {
+	pods := p.Range(Pods)
+	if !pods.IsValid() || p.NodePodBits < pods.Bits() || p.NodePodBits > 32 {
+		return netip.Prefix{}
+	}
+	first, end := span(pods)
+	block := first + uint64(node)<<(32-p.NodePodBits)
+	if block >= end {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(addrOf(block), p.NodePodBits)
+}
+
+// Explain says in lines what the plan uses and has room for.
+func (p Plan) Explain() []string {
+	var out []string
+	for _, r := range p.Ranges {
+		by := string(r.By)
+		if r.Name != "" {
+			by += " " + r.Name
+		}
+		out = append(out, fmt.Sprintf("%s range %s (%s)", r.Kind, r.Prefix, by))
+	}
+	out = append(out, fmt.Sprintf("room for %d nodes with %d Pods each (a /%d a node) and %d Services", p.MaxNodes, p.MaxPodsPerNode, p.NodePodBits, p.MaxServices))
+	return append(out, p.Warnings...)
 }
 
 // Reservation is something that another environment, or the network itself,

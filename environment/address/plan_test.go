@@ -189,6 +189,12 @@ func TestResizeKeepsAddresses(t *testing.T) {
 	if len(violations) != 1 || !strings.Contains(violations[0].Description, "room for 8 nodes, and 9 are asked for") {
 		t.Errorf("nine nodes in a /23: %v", violations)
 	}
+	if last := three.NodePods(1<<(three.NodePodBits-three.Range(Pods).Bits()) - 1); !three.Range(Pods).Contains(last.Addr()) {
+		t.Errorf("the last share is %s", last)
+	}
+	if beyond := three.NodePods(1 << (three.NodePodBits - three.Range(Pods).Bits())); beyond.IsValid() {
+		t.Errorf("a share beyond the Pod range: %s", beyond)
+	}
 	if got := three.NodePods(2).String(); got != "10.56.0.128/26" {
 		t.Errorf("the third node's Pods are %s", got)
 	}

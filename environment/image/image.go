@@ -5,7 +5,8 @@
 // composer-1-airflow-1, and the rule for upgrades. It refuses what is not in
 // the list, with the versions to take instead.
 //
-// To debug it, look into versions.yaml: nothing else decides.
+// To debug it, look into versions.yaml: it alone decides what can be asked for.
+// A stored version that is not in it any more is read by its id ([Parse]).
 package image
 
 import (
@@ -327,6 +328,13 @@ func alias(composer, airflow Number) bool {
 		return airflow.Patch < 0 || airflow.Build == 0
 	}
 	return composer.Patch < 0 || airflow.Patch < 0
+}
+
+// ComposerMajor is the major version of Composer that an id or an alias names;
+// false when it is neither, or names the latest.
+func ComposerMajor(text string) (int, bool) {
+	composer, _, ok := parse(text)
+	return composer.Major, ok && composer.Major > 0
 }
 
 // Parse reads an id without asking whether it is in the list. Its Python

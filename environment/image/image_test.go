@@ -140,3 +140,12 @@ func TestAliasKeepsItsParts(t *testing.T) {
 		}
 	})
 }
+
+func TestComposerMajor(t *testing.T) {
+	for text, want := range map[string]int{"composer-1.20.12-airflow-1.10.15": 1, "composer-2-airflow-2": 2, "composer-3-airflow-2.10.5-build.14": 3,
+		"composer-latest-airflow-2": 0, "": 0, "composer-x": 0} {
+		if major, ok := ComposerMajor(text); ok != (want > 0) || ok && major != want {
+			t.Errorf("%q is of Composer %d, %v; want %d", text, major, ok, want)
+		}
+	}
+}

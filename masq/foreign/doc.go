@@ -1,7 +1,7 @@
 // Package foreign knows the NAT rules on a node that are not ours.
 //
-// It owns two things: taking over from other masquerade agents, whose chains
-// would go on masquerading what our configuration exempts; and saying which
+// It owns two things: taking over from predecessors, other masquerade agents
+// whose chains would go on masquerading what our configuration exempts; and saying which
 // foreign rule would still rewrite a flow. It reads the nft tables over
 // netlink, and legacy iptables, which the kernel keeps elsewhere, through the
 // node's programs.

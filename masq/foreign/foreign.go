@@ -17,13 +17,9 @@ import (
 
 	"sordino/internal/netns"
 	"sordino/internal/nfnotify"
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
-
-// agentChains are the chains of the agents that we know: upstream's and
-// Azure's default, and GKE's.
-var agentChains = []string{"IP-MASQ-AGENT", "IP-MASQ"}
 
 // Options are what a Node is opened with.
 type Options struct {
@@ -67,7 +63,10 @@ func Open(o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{ns: ns, ownTable: o.OwnTable, ownChain: o.OwnChain, log: o.Log, listeners: o.Listeners, chains: slices.Clone(agentChains)}
+	n := &Node{ns: ns, ownTable: o.OwnTable, ownChain: o.OwnChain, log: o.Log, listeners: o.Listeners}
+	for _, a := range xtables.Agents {
+		n.chains = append(n.chains, a.Chain)
+	}
 	for _, c := range o.Chains {
 		if !slices.Contains(n.chains, c) {
 			n.chains = append(n.chains, c)
@@ -99,8 +98,8 @@ func (n *Node) learnPort(c *netlink.Conn) error {
 // Close lets go of the namespace.
 func (n *Node) Close() error { return errors.Join(n.conn.CloseLasting(), n.ns.Close()) }
 
-// Leftover is another masquerade agent's chain.
-type Leftover struct {
+// Predecessor is another masquerade agent's chain, with what leads to it.
+type Predecessor struct {
 	Family  masq.Family `json:"family"`
 	Flavour string      `json:"flavour"`
 	Chain   string      `json:"chain"`
@@ -112,10 +111,10 @@ type Leftover struct {
 // Keep is a chain that is not to be removed: our own iptables backend's.
 type Keep struct{ Flavour, Chain string }
 
-// RemoveLeftovers removes the chains of other masquerade agents and the jumps
-// to them, in one transaction a family and flavour. Call it when our own rules
-// are in the kernel. unreadable names what could not be looked into.
-func (n *Node) RemoveLeftovers(ctx context.Context, keep []Keep) (removed []Leftover, unreadable []string, err error) {
+// RemovePredecessors removes the chains of other masquerade agents and the
+// jumps to them, in one transaction a family and flavour. Call it when our own
+// rules are in the kernel. unreadable names what could not be looked into.
+func (n *Node) RemovePredecessors(ctx context.Context, keep []Keep) (removed []Predecessor, unreadable []string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var errs []error
@@ -135,13 +134,6 @@ func (n *Node) kept(keep []Keep, flavour xtables.Flavour, chain string) bool {
 	return slices.Contains(keep, Keep{string(flavour), chain})
 }
 
-func agentOf(chain string) string {
-	if chain == "IP-MASQ" {
-		return "GKE's ip-masq-agent"
-	}
-	return "ip-masq-agent"
-}
-
 func nftFamily(f masq.Family) nftables.TableFamily {
 	if f == masq.IPv6 {
 		return nftables.TableFamilyIPv6
@@ -150,7 +142,7 @@ func nftFamily(f masq.Family) nftables.TableFamily {
 }
 
 // removeNFT edits the tables that iptables-nft keeps, rule by handle.
-func (n *Node) removeNFT(family masq.Family, keep []Keep) ([]Leftover, error) {
+func (n *Node) removeNFT(family masq.Family, keep []Keep) ([]Predecessor, error) {
 	chains, err := n.conn.ListChainsOfTableFamily(nftFamily(family))
 	if err != nil {
 		return nil, fmt.Errorf("listing the %s chains: %w", family, err)
@@ -163,7 +155,7 @@ func (n *Node) removeNFT(family masq.Family, keep []Keep) ([]Leftover, error) {
 		return chains[i]
 	}
 	postrouting := inNAT("POSTROUTING")
-	var removed []Leftover
+	var removed []Predecessor
 	for _, name := range n.chains {
 		chain := inNAT(name)
 		if chain == nil || postrouting == nil || n.kept(keep, xtables.NFT, name) {
@@ -194,7 +186,7 @@ func (n *Node) removeNFT(family masq.Family, keep []Keep) ([]Leftover, error) {
 		if err := n.conn.Flush(); err != nil {
 			return removed, fmt.Errorf("removing the %s chain %s: %w", family, name, err)
 		}
-		removed = append(removed, Leftover{family, string(xtables.NFT), name, jumps, len(rules), agentOf(name)})
+		removed = append(removed, Predecessor{family, string(xtables.NFT), name, jumps, len(rules), xtables.AgentOf(name).Name})
 	}
 	return removed, nil
 }
@@ -222,7 +214,7 @@ func commentOf(r *nftables.Rule) string {
 }
 
 // removeLegacy edits legacy iptables through its program.
-func (n *Node) removeLegacy(ctx context.Context, family masq.Family, keep []Keep) ([]Leftover, string, error) {
+func (n *Node) removeLegacy(ctx context.Context, family masq.Family, keep []Keep) ([]Predecessor, string, error) {
 	inUse, err := xtables.LegacyInUse(n.ns, family)
 	if err != nil {
 		return nil, fmt.Sprintf("only root may see whether there is a legacy %s nat table (%v)", family, err), nil
@@ -233,7 +225,7 @@ func (n *Node) removeLegacy(ctx context.Context, family masq.Family, keep []Keep
 	if n.legacy == nil || !n.legacy.Has(family) {
 		return nil, fmt.Sprintf("the kernel has a legacy %s nat table, and there is no iptables-legacy program to look into it", family), nil
 	}
-	var removed []Leftover
+	var removed []Predecessor
 	for _, name := range n.chains {
 		if n.kept(keep, xtables.Legacy, name) {
 			continue
@@ -265,7 +257,7 @@ func (n *Node) removeLegacy(ctx context.Context, family masq.Family, keep []Keep
 		if err := n.legacy.Restore(ctx, family, commands); err != nil {
 			return removed, "", fmt.Errorf("removing the legacy %s chain %s: %w", family, name, err)
 		}
-		removed = append(removed, Leftover{family, string(xtables.Legacy), name, jumps, len(rules), agentOf(name)})
+		removed = append(removed, Predecessor{family, string(xtables.Legacy), name, jumps, len(rules), xtables.AgentOf(name).Name})
 	}
 	return removed, "", nil
 }

@@ -14,8 +14,8 @@ import (
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
 	"sordino/internal/testnet"
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -120,22 +120,22 @@ func TestOnlyPredecessorsAreRemoved(t *testing.T) {
 
 					n := open(t, ns, Options{Chains: []string{"MY-MASQ"}})
 					// Our own backend's chain stays whatever is in it.
-					gone, unreadable, err := n.RemoveLeftovers(t.Context(), []Keep{{string(flavour), p.chain}})
+					gone, unreadable, err := n.RemovePredecessors(t.Context(), []Keep{{string(flavour), p.chain}})
 					if err != nil || len(gone) != 0 || len(unreadable) != 0 {
 						t.Fatalf("a kept chain: %v, %v, %v", gone, unreadable, err)
 					}
-					gone, unreadable, err = n.RemoveLeftovers(t.Context(), nil)
+					gone, unreadable, err = n.RemovePredecessors(t.Context(), nil)
 					if err != nil || len(gone) != 1 || len(unreadable) != 0 {
 						t.Fatalf("removed %v, unreadable %v, %v", gone, unreadable, err)
 					}
-					want := Leftover{family, string(flavour), p.chain, strings.Count(p.rules, "-A POSTROUTING"), strings.Count(p.rules, "-A "+p.chain), agentOf(p.chain)}
+					want := Predecessor{family, string(flavour), p.chain, strings.Count(p.rules, "-A POSTROUTING"), strings.Count(p.rules, "-A "+p.chain), xtables.AgentOf(p.chain).Name}
 					if gone[0] != want {
 						t.Errorf("removed %+v, want %+v", gone[0], want)
 					}
 					if after := list(t, ns, flavour, family); after != before {
 						t.Errorf("before the agent came:\n%s\nafter it went:\n%s", before, after)
 					}
-					if gone, _, err := n.RemoveLeftovers(t.Context(), nil); err != nil || len(gone) != 0 {
+					if gone, _, err := n.RemovePredecessors(t.Context(), nil); err != nil || len(gone) != 0 {
 						t.Errorf("removed again: %v, %v", gone, err)
 					}
 				})
@@ -150,7 +150,7 @@ func TestAChainThatOnlyHasTheName(t *testing.T) {
 		ns := netnstest.New(t)
 		restore(t, ns, flavour, masq.IPv4, ":IP-MASQ - [0:0]\n-A POSTROUTING -j IP-MASQ\n-A IP-MASQ -m comment --comment \"by hand\" -j MASQUERADE\n")
 		before := list(t, ns, flavour, masq.IPv4)
-		if gone, _, err := open(t, ns, Options{}).RemoveLeftovers(t.Context(), nil); err != nil || len(gone) != 0 {
+		if gone, _, err := open(t, ns, Options{}).RemovePredecessors(t.Context(), nil); err != nil || len(gone) != 0 {
 			t.Errorf("removed %v, %v", gone, err)
 		}
 		if after := list(t, ns, flavour, masq.IPv4); after != before {
@@ -163,7 +163,7 @@ func TestAChainThatOnlyHasTheName(t *testing.T) {
 func TestLookingLeavesNoTraces(t *testing.T) {
 	ns := netnstest.New(t)
 	n := open(t, ns, Options{})
-	if _, _, err := n.RemoveLeftovers(t.Context(), nil); err != nil {
+	if _, _, err := n.RemovePredecessors(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.Rewrites(t.Context(), flow); err != nil {
@@ -195,7 +195,7 @@ func TestWatchHearsOfPredecessorsAlone(t *testing.T) {
 	if more := len(touched); more > 10 { // one for the chain, and one for each of its rules
 		t.Errorf("others' rules woke it: %d times more", more)
 	}
-	if gone, _, err := n.RemoveLeftovers(t.Context(), nil); err != nil || len(gone) != 1 {
+	if gone, _, err := n.RemovePredecessors(t.Context(), nil); err != nil || len(gone) != 1 {
 		t.Fatalf("%v, %v", gone, err)
 	}
 	cancel()

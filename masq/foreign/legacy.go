@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 // legacyEvaluator evaluates legacy iptables' rules, from their text.

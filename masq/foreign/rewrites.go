@@ -11,8 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 // Rewrite is a foreign rule that would, or might, translate a flow's source.
@@ -34,9 +34,6 @@ type Rewrite struct {
 
 // legacyPriority is where legacy iptables hooks its nat POSTROUTING.
 const legacyPriority = 100
-
-// ourPriority is the priority of our own NAT chain.
-const ourPriority = 99
 
 // answer is a match's outcome when not everything is known.
 type answer int
@@ -113,7 +110,7 @@ func (n *Node) Rewrites(ctx context.Context, flow masq.Flow) ([]Rewrite, error) 
 	w := &walk{}
 	for _, b := range bases {
 		w.priority, w.rules, w.own, w.steps = b.priority, b.rules, b.own, 0
-		w.behind = w.behind || n.ownChain.Chain == "" && b.priority >= ourPriority
+		w.behind = w.behind || n.ownChain.Chain == "" && b.priority >= masq.NATPriority
 		if _, _, err := w.chain(b.chain, w.mayBeBound, slices.Clone(w.open), nil); err != nil {
 			return nil, err
 		}

@@ -23,8 +23,8 @@ import (
 
 	"sordino/internal/netns"
 	"sordino/internal/nfnotify"
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 // Options are what a Backend is made of.

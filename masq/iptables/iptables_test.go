@@ -11,8 +11,8 @@ import (
 
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")

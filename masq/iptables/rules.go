@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"strings"
 
-	"sordino/internal/xtables"
 	"sordino/masq"
+	"sordino/masq/xtables"
 )
 
 // The comments are upstream's, which people grep for.

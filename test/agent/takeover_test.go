@@ -10,7 +10,7 @@ import (
 	"sordino/internal/agentproc"
 	"sordino/internal/netnstest"
 	"sordino/internal/testnet"
-	"sordino/internal/xtables"
+	"sordino/masq/xtables"
 )
 
 // The rules of the agents that are taken over, as each of them writes them;

@@ -131,7 +131,7 @@ func serveHere(dir string) (_ *caller, end func() error, err error) {
 	w, err := wire.New(wire.Options{
 		Environments: environment.NewService(environment.Options{
 			Store: s, Networks: networks.Default(), Images: image.Default(), CheckAgentConfig: agentconfig.Check,
-			Wake: reconciler.Wake, Now: time.Now, NewID: uuid.NewString, Log: log,
+			Wake: reconciler.Wake, Now: time.Now, NewID: uuid.NewString,
 		}),
 		Authorize: func(ctx context.Context, call wire.Call) (context.Context, error) {
 			caller, err := callers.Authenticate(ctx, call.Header.Get("Authorization"))

@@ -14,12 +14,12 @@ import (
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
 	"sordino/internal/testnet"
-	"sordino/internal/xtables"
 	"sordino/masq"
 	"sordino/masq/foreign"
 	"sordino/masq/iptables"
 	"sordino/masq/nftables"
 	"sordino/masq/node"
+	"sordino/masq/xtables"
 )
 
 // backend is what the tests need of both.
@@ -394,7 +394,7 @@ func TestNoPacketEscapesAReplacement(t *testing.T) {
 	}
 }
 
-func takeOver(t *testing.T, n *testnet.Net, backend, chain string) func() ([]foreign.Leftover, []string, error) {
+func takeOver(t *testing.T, n *testnet.Net, backend, chain string) func() ([]foreign.Predecessor, []string, error) {
 	t.Helper()
 	var others *foreign.Node
 	netnstest.Do(t, n.Node, func() (err error) {
@@ -406,7 +406,7 @@ func takeOver(t *testing.T, n *testnet.Net, backend, chain string) func() ([]for
 	if flavour, ok := strings.CutPrefix(backend, "iptables-"); ok {
 		keep = []foreign.Keep{{Flavour: flavour, Chain: masq.DefaultChain}}
 	}
-	return func() ([]foreign.Leftover, []string, error) { return others.RemoveLeftovers(t.Context(), keep) }
+	return func() ([]foreign.Predecessor, []string, error) { return others.RemovePredecessors(t.Context(), keep) }
 }
 
 // stream sends first packets of ever new connections until it is stopped.

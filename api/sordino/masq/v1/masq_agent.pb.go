@@ -35,7 +35,8 @@ type MasqAgent struct {
 	// The user's configuration: what the ConfigMap ip-masq-agent holds under the
 	// key "config". YAML or JSON; empty means the defaults.
 	Config string `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
-	// Counts the accepted changes of the configuration, from 0 for none. Output only.
+	// Counts the accepted configurations: 1 is the one that the environment was
+	// created with. Output only.
 	Generation int64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Destinations that are exempt whatever the configuration says. Output only.
 	AutomaticExemptions []*Exemption `protobuf:"bytes,4,rep,name=automatic_exemptions,json=automaticExemptions,proto3" json:"automatic_exemptions,omitempty"`

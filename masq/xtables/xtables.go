@@ -245,16 +245,3 @@ func Option(fields []string, names ...string) string {
 	}
 	return ""
 }
-
-// IsAgentJump reports whether a split rule of POSTROUTING is a masquerade
-// agent's jump to the chain. Older agents put quotes inside the comment.
-func IsAgentJump(fields []string, chain string) bool {
-	return Option(fields, "-j", "-g") == chain && IsAgentComment(Option(fields, "--comment"))
-}
-
-// IsAgentComment reports whether a comment is one that upstream's agent, its
-// forks, or GKE's node set-up write.
-func IsAgentComment(comment string) bool {
-	comment = strings.TrimLeft(comment, `"\`)
-	return strings.HasPrefix(comment, "ip-masq-agent:") || strings.HasPrefix(comment, "ip-masq:")
-}

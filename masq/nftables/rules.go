@@ -16,11 +16,6 @@ import (
 	"sordino/masq"
 )
 
-// natPriority lets our chain decide before the chains that other agents have
-// at srcnat (100). The kernel runs all NAT chains of a hook from one place, in
-// the order of their priorities, and stops at the first that binds the flow.
-const natPriority = 99
-
 // countPriority is before the kernel's source NAT (100), where the packet
 // still has the Pod's address.
 const countPriority = 98
@@ -99,7 +94,7 @@ func familyOf(f masq.Family) family {
 // name than the one in force.
 func layOut(rs masq.RuleSet, hash string, generation uint64, suffix string) layout {
 	l := layout{randomFully: rs.RandomFully}
-	post := chainLayout{name: "postrouting", nat: true, prio: nftables.ChainPriorityRef(natPriority)}
+	post := chainLayout{name: "postrouting", nat: true, prio: nftables.ChainPriorityRef(masq.NATPriority)}
 	count := chainLayout{name: "count", prio: nftables.ChainPriorityRef(countPriority), rules: []ruleLayout{{
 		// ct direction reply accept
 		"answers are not counted", []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, equal([]byte{1}), verdict(expr.VerdictAccept, "")},
