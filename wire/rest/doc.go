@@ -5,7 +5,8 @@
 // back: paths, query parameters, Google's system parameters, lenient JSON,
 // partial responses, and Google's error envelope. It knows no service: a
 // generated one is served by handing its descriptor and its implementation to
-// [New].
+// [New]. No path stands here: Composer's come with servicepb and from
+// wire/additions.go, those of our own from the .proto files below api/.
 //
 // It refuses what it does not understand, with every fault of the body at once
 // and the place of each: unknown fields, wrong types, fields given twice,
