@@ -1,6 +1,7 @@
 package networks
 
 import (
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -153,4 +154,12 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("got both or neither of networks and error: %v", err)
 		}
 	})
+}
+
+// Every region that a project's network has a subnetwork in has default ranges
+// of its own for private environments, and the other way round.
+func TestRegionsHaveDefaultRanges(t *testing.T) {
+	if diff := cmp.Diff(address.Regions(), slices.Sorted(maps.Keys(autoMode))); diff != "" {
+		t.Errorf("regions with default ranges (-), with a subnetwork (+):\n%s", diff)
+	}
 }
