@@ -12,9 +12,10 @@ import (
 	"sordino/environment/address"
 )
 
-// Records are what is stored, kept apart from the domain's types so that a
-// change there cannot change the format unseen. Messages of the API are in
-// their binary form, which keeps fields that this program does not know.
+// Records are what is stored. Plan, AgentConfig, Observed, Step, Error and Name
+// are the domain's own types: their json tags are the format, and a test holds
+// all names to testdata/fields.txt. Messages of the API are in their binary form,
+// which keeps fields that this program does not know.
 
 // message is a proto message in JSON: base64 of its binary form. null is none.
 type message []byte
