@@ -55,7 +55,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 			all = append(all, found...)
 			e.Plan = plan
 		}
-		if err := refuse(all); err != nil {
+		if err := Refuse(all); err != nil {
 			return nil, asExhausted(err, all)
 		}
 		if r.ValidateOnly {
@@ -76,7 +76,7 @@ func createName(parent Location, name Name) (Name, error) {
 		name.Location = parent
 	}
 	if name.Location != parent {
-		return Name{}, refuse([]Violation{{Field: "name", Reason: "NAME_PARENT_MISMATCH",
+		return Name{}, Refuse([]Violation{{Field: "name", Reason: "NAME_PARENT_MISMATCH",
 			Description: fmt.Sprintf("The environment's name '%s' is not in the parent '%s'. Use the same project and location in both.", name, parent),
 			Metadata:    map[string]string{"name": name.String(), "parent": parent.String()}}})
 	}

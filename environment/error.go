@@ -86,8 +86,8 @@ func CodeOf(err error) Code {
 }
 
 // Refuse makes one InvalidArgument error of violations, numbered in the words
-// that Composer itself uses; nil when there are none. The error's reason is the
-// first violation's.
+// that Composer itself uses, with the pages that help; nil when there are none.
+// The error's reason is the first violation's.
 func Refuse(violations []Violation) error {
 	if len(violations) == 0 {
 		return nil
@@ -107,5 +107,6 @@ func Refuse(violations []Violation) error {
 			}
 		}
 	}
-	return &Error{Code: InvalidArgument, Reason: violations[0].Reason, Message: b.String(), Metadata: metadata, Violations: violations}
+	return &Error{Code: InvalidArgument, Reason: violations[0].Reason, Message: b.String(), Metadata: metadata, Violations: violations,
+		Help: helpOf(violations)}
 }

@@ -1,5 +1,7 @@
 package environment
 
+import "slices"
+
 // The pages that refusals point to.
 var (
 	helpAgent = Link{"Enable the IP Masquerade agent in Cloud Composer environments",
@@ -41,23 +43,17 @@ var helpFor = map[string]Link{
 	"AGENT_CONFIG_INVALID":                helpAgentConfig,
 }
 
-// refuse is Refuse with the pages that help.
-func refuse(violations []Violation) error {
-	err := Refuse(violations)
-	e, ok := err.(*Error)
-	if !ok {
-		return err
-	}
-	seen := map[string]bool{}
+// helpOf are the pages that help with violations, each once.
+func helpOf(violations []Violation) []Link {
+	var help []Link
 	for _, v := range violations {
 		link, known := helpFor[v.Reason]
 		if within(v.Field, fieldAgent) {
 			link, known = helpAgent, true
 		}
-		if known && !seen[link.URL] {
-			seen[link.URL] = true
-			e.Help = append(e.Help, link)
+		if known && !slices.Contains(help, link) {
+			help = append(help, link)
 		}
 	}
-	return e
+	return help
 }

@@ -95,7 +95,7 @@ func operationFilter(text string) (func(*Operation) bool, error) {
 				ok = false
 			}
 			if !ok {
-				return nil, refuse([]Violation{{Field: "filter", Reason: "FILTER_INVALID",
+				return nil, Refuse([]Violation{{Field: "filter", Reason: "FILTER_INVALID",
 					Description: fmt.Sprintf("The filter's part '%s' is not understood. Write FIELD=VALUE, joined by AND, with the fields done (true or false), metadata.state, metadata.operationType and metadata.resource.", strings.TrimSpace(part)),
 					Metadata:    map[string]string{"filter": text}}})
 			}

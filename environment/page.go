@@ -29,7 +29,7 @@ type cursor struct {
 func (p Page) open(defaultSize int, query ...string) (size int, at cursor, err error) {
 	switch {
 	case p.Size < 0:
-		return 0, cursor{}, refuse([]Violation{{Field: "page_size", Reason: "PAGE_SIZE_NEGATIVE",
+		return 0, cursor{}, Refuse([]Violation{{Field: "page_size", Reason: "PAGE_SIZE_NEGATIVE",
 			Description: fmt.Sprintf("The page size is %d. Ask for 1 to %d entries, or for 0 to have %d.", p.Size, MaxPageSize, defaultSize),
 			Metadata:    map[string]string{"value": fmt.Sprint(p.Size)}}})
 	case p.Size == 0:
@@ -44,7 +44,7 @@ func (p Page) open(defaultSize int, query ...string) (size int, at cursor, err e
 	var given cursor
 	text, err := base64.RawURLEncoding.DecodeString(p.Token)
 	if err != nil || len(text) > 4096 || json.Unmarshal(text, &given) != nil || given.After == "" || given.Query != at.Query {
-		return 0, cursor{}, refuse([]Violation{{Field: "page_token", Reason: "PAGE_TOKEN_INVALID",
+		return 0, cursor{}, Refuse([]Violation{{Field: "page_token", Reason: "PAGE_TOKEN_INVALID",
 			Description: "The page token is not one that this server gave for this list. Use nextPageToken of the page before with the same request, or leave it out to begin anew."}})
 	}
 	return size, given, nil

@@ -11,6 +11,7 @@ import (
 
 	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
 
+	"sordino/environment/address"
 	"sordino/environment/image"
 )
 
@@ -18,7 +19,7 @@ import (
 const (
 	DefaultNodeCount      = 3
 	MinNodeCount          = 3
-	DefaultMaxPodsPerNode = 32
+	DefaultMaxPodsPerNode = address.DefaultMaxPodsPerNode
 	defaultMachineType    = "n1-standard-1"
 	defaultDiskSizeGB     = 100
 	minDiskSizeGB         = 30

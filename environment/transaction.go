@@ -18,7 +18,7 @@ var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 
 func (o CallOptions) check() error {
 	if o.RequestID != "" && !requestIDForm.MatchString(o.RequestID) {
-		return refuse([]Violation{{Field: "request_id", Reason: "REQUEST_ID_MALFORMED",
+		return Refuse([]Violation{{Field: "request_id", Reason: "REQUEST_ID_MALFORMED",
 			Description: "The request id is malformed. Send a UUID, for example; at most 128 letters, digits, dots, colons, dashes and underscores."}})
 	}
 	return nil
@@ -75,7 +75,7 @@ func replayed(tx Tx, project, id, fingerprint string) (*Operation, error) {
 		return nil, err
 	}
 	if r.Fingerprint != fingerprint {
-		return nil, refuse([]Violation{{Field: "request_id", Reason: "REQUEST_ID_REUSED",
+		return nil, Refuse([]Violation{{Field: "request_id", Reason: "REQUEST_ID_REUSED",
 			Description: fmt.Sprintf("The request id '%s' was used for another request, which started operation '%s'. Send a new id with every new request.", id, r.Operation),
 			Metadata:    map[string]string{"requestId": id, "operation": r.Operation.String()}}})
 	}

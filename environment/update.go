@@ -27,7 +27,7 @@ func errNoChange(field string) error {
 // the value that it has.
 func (s *Service) Update(ctx context.Context, r UpdateRequest) (*Operation, error) {
 	paths, problems := parseMask(r.Mask)
-	if err := refuse(problems); err != nil {
+	if err := Refuse(problems); err != nil {
 		return nil, err
 	}
 	fingerprint, err := fingerprintOf("update", r.Name, &r.Spec, r.Mask)
@@ -53,7 +53,7 @@ func (s *Service) Update(ctx context.Context, r UpdateRequest) (*Operation, erro
 			return nil, err
 		}
 		violations = append(violations, found...)
-		if err := refuse(violations); err != nil {
+		if err := Refuse(violations); err != nil {
 			return nil, asExhausted(err, violations)
 		}
 		was, is := comparable(e.Name, &e.Spec, e.Plan), comparable(e.Name, &next, plan)
@@ -340,7 +340,7 @@ func (e *Environment) hasAgent() error {
 // ValidateOnly it says what is wrong with a text, or that nothing is.
 func (s *Service) UpdateAgentConfig(ctx context.Context, r AgentConfigRequest) (*Operation, error) {
 	if n := len(r.Text); n > maxAgentConfig {
-		return nil, refuse([]Violation{{Field: "agent.config", Reason: "AGENT_CONFIG_TOO_LARGE",
+		return nil, Refuse([]Violation{{Field: "agent.config", Reason: "AGENT_CONFIG_TOO_LARGE",
 			Description: fmt.Sprintf("The agent's configuration has %d bytes. A ConfigMap has room for %d: join neighbouring ranges.", n, maxAgentConfig),
 			Metadata:    map[string]string{"size": fmt.Sprint(n), "maximum": fmt.Sprint(maxAgentConfig)}}})
 	}
@@ -368,7 +368,7 @@ func (s *Service) UpdateAgentConfig(ctx context.Context, r AgentConfigRequest) (
 		if err != nil {
 			return nil, err
 		}
-		if err := refuse(violations); err != nil {
+		if err := Refuse(violations); err != nil {
 			return nil, err
 		}
 		if r.Text == e.Agent.Text && !r.ValidateOnly {
@@ -429,7 +429,7 @@ func (s *Service) CheckUpgrade(ctx context.Context, name Name, imageVersion stri
 			to, violation := s.upgradeTarget(from, imageVersion)
 			if violation != nil {
 				violation.Field = "image_version"
-				return nil, refuse([]Violation{*violation})
+				return nil, Refuse([]Violation{*violation})
 			}
 			target = to
 		}
