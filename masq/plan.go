@@ -62,15 +62,23 @@ func Plan(cfg Config, opts Options, facts Facts) (RuleSet, []Finding, error) {
 		}
 		fr.SNAT = snat
 
-		listed := exemptByLists(cfg, family)
-		fr.Exempt = listed
+		var always []Interval
 		if !opts.UpstreamCompat {
-			fr.Exempt = union(listed, mergePrefixes(cluster.All(), family))
+			always = mergePrefixes(cluster.All(), family)
 		}
-		fr.Returns = returns(cfg, opts, family, listed, fr.Exempt, cluster)
+		withRoom := exemptByLists(cfg, family, len(always))
+		listed := withRoom[len(always):]
+		findings = append(findings, clusterFindings(cfg, opts, family, listed, cluster)...)
+		fr.Returns = Returns{lists: lists(cfg, family), family: family}
+		if !opts.UpstreamCompat {
+			fr.Returns.cluster = notCovered(listed, family, cluster)
+		}
+		fr.Exempt = union(withRoom, len(always), always)
+		if len(cfg.Masquerade) > 0 {
+			fr.Returns = Returns{exempt: fr.Exempt}
+		}
 		rs.Families = append(rs.Families, fr)
 
-		findings = append(findings, clusterFindings(cfg, opts, family, listed, cluster)...)
 		findings = append(findings, localRouteFindings(family, fr, facts)...)
 	}
 	if len(cluster.Pod) == 0 && !opts.UpstreamCompat {
@@ -183,7 +191,9 @@ func takeLeast(queues [][]entry) (least entry, ok bool) {
 // exemptByLists applies "the longest prefix wins, a tie masquerades" to the
 // whole address space at once: prefixes nest or are disjoint, so one sweep in
 // address order with a stack of the open ones sees each address's longest.
-func exemptByLists(cfg Config, family Family) []Interval {
+//
+// The result begins with room for so many intervals more; see union.
+func exemptByLists(cfg Config, family Family, room int) []Interval {
 	var queues [][]entry
 	most := 1 // an interval ends or begins with an entry
 	for _, l := range lists(cfg, family) {
@@ -195,12 +205,12 @@ func exemptByLists(cfg Config, family Family) []Interval {
 		exempt bool
 	}
 	stack := []open{{number{}.withHostBits(family.Bits()), masqueradeOnly(cfg)}}
-	exempt := make([]Interval, 0, most)
+	exempt := make([]Interval, room, room+most)
 	cursor, joined, ended := number{}, number{}, false
 	// emit gives [cursor, last] the verdict of the innermost open prefix.
 	emit := func(last number) {
 		if stack[len(stack)-1].exempt && cursor.compare(last) <= 0 {
-			if n := len(exempt); n > 0 && joined == cursor {
+			if n := len(exempt); n > room && joined == cursor {
 				exempt[n-1].Last = last.addr(family)
 			} else {
 				exempt = append(exempt, Interval{cursor.addr(family), last.addr(family)})
@@ -230,29 +240,9 @@ func exemptByLists(cfg Config, family Family) []Interval {
 	return exempt
 }
 
-// returns lays the exemptions out rule by rule. With a masquerade list there
-// is no upstream order to keep, and disjoint prefixes need none.
-func returns(cfg Config, opts Options, family Family, listed, exempt []Interval, cluster ClusterRanges) []Return {
-	var out []Return
-	if len(cfg.Masquerade) > 0 {
-		for _, iv := range exempt {
-			for _, p := range iv.Prefixes() {
-				out = append(out, Return{Prefix: p})
-			}
-		}
-		return out
-	}
-	out = make([]Return, 0, 1+len(cfg.NonMasquerade)+len(cluster.All()))
-	for _, l := range lists(cfg, family) {
-		for i := range l.ranges {
-			if p := l.ranges[i].Prefix; FamilyOf(p.Addr()) == family {
-				out = append(out, Return{Prefix: p})
-			}
-		}
-	}
-	if opts.UpstreamCompat {
-		return out
-	}
+// notCovered returns the cluster's ranges that a merged list does not hold
+// wholly, in order.
+func notCovered(listed []Interval, family Family, cluster ClusterRanges) []netip.Prefix {
 	var missing []netip.Prefix
 	for _, r := range cluster.All() {
 		if FamilyOf(r.Prefix.Addr()) == family && !covers(listed, r.Prefix) {
@@ -260,10 +250,7 @@ func returns(cfg Config, opts Options, family Family, listed, exempt []Interval,
 		}
 	}
 	slices.SortFunc(missing, netip.Prefix.Compare)
-	for _, p := range slices.Compact(missing) {
-		out = append(out, Return{Prefix: p, Cluster: true})
-	}
-	return out
+	return slices.Compact(missing)
 }
 
 func clusterFindings(cfg Config, opts Options, family Family, listed []Interval, cluster ClusterRanges) []Finding {
