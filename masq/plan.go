@@ -174,18 +174,24 @@ func (l list) entries(family Family) []entry {
 	return out
 }
 
-// takeLeast takes the least entry off the ordered lists, if one is left.
-func takeLeast(queues [][]entry) (least entry, ok bool) {
-	from := -1
+// takeLeast takes the least entry off the ordered lists, and those behind it
+// in its list that come before the other lists' entries.
+func takeLeast(queues [][]entry) []entry {
+	least := 0
 	for i, q := range queues {
-		if len(q) > 0 && (from < 0 || q[0].compare(least) < 0) {
-			from, least = i, q[0]
+		if len(q) > 0 && (len(queues[least]) == 0 || q[0].compare(queues[least][0]) < 0) {
+			least = i
 		}
 	}
-	if from >= 0 {
-		queues[from] = queues[from][1:]
+	run := queues[least]
+	for i, q := range queues {
+		if i != least && len(q) > 0 {
+			n, _ := slices.BinarySearchFunc(run, q[0], entry.compare)
+			run = run[:max(n, 1)]
+		}
 	}
-	return least, from >= 0
+	queues[least] = queues[least][len(run):]
+	return run
 }
 
 // exemptByLists applies "the longest prefix wins, a tie masquerades" to the
@@ -220,19 +226,17 @@ func exemptByLists(cfg Config, family Family, room int) []Interval {
 		cursor = last.next()
 		ended = last == stack[0].last
 	}
-	for {
-		e, ok := takeLeast(queues)
-		if !ok {
-			break
+	for run := takeLeast(queues); len(run) > 0; run = takeLeast(queues) {
+		for _, e := range run {
+			for stack[len(stack)-1].last.compare(e.first) < 0 {
+				emit(stack[len(stack)-1].last)
+				stack = stack[:len(stack)-1]
+			}
+			if cursor.compare(e.first) < 0 {
+				emit(e.first.prev())
+			}
+			stack = append(stack, open{e.first.withHostBits(family.Bits() - int(e.bits)), !e.masquerade})
 		}
-		for stack[len(stack)-1].last.compare(e.first) < 0 {
-			emit(stack[len(stack)-1].last)
-			stack = stack[:len(stack)-1]
-		}
-		if cursor.compare(e.first) < 0 {
-			emit(e.first.prev())
-		}
-		stack = append(stack, open{e.first.withHostBits(family.Bits() - int(e.bits)), !e.masquerade})
 	}
 	for ; len(stack) > 0 && !ended; stack = stack[:len(stack)-1] {
 		emit(stack[len(stack)-1].last)
