@@ -85,12 +85,17 @@ func merge(in []Interval) []Interval {
 }
 
 // union joins two merged lists into one. The second may be far the shorter
-// one: the first is searched, and copied run by run.
-func union(a, b []Interval) []Interval {
+// one: the first is searched, and moved run by run.
+//
+// It uses the memory of the first list, in which there has to be room for the
+// second before the first's beginning: withRoom gives back all of it.
+func union(withRoom []Interval, room int, b []Interval) []Interval {
+	a := withRoom[room:]
 	if !slices.ContainsFunc(b, func(iv Interval) bool { held, ok := find(a, iv.First); return !ok || held.Last.Compare(iv.Last) < 0 }) {
 		return a
 	}
-	out := make([]Interval, 0, len(a)+len(b))
+	// What is written never reaches what is still to be read.
+	out := withRoom[:0]
 	// add appends what begins at or behind the last one's beginning.
 	add := func(iv Interval) {
 		if n := len(out); n > 0 && !apart(out[n-1], iv) {

@@ -62,15 +62,23 @@ func Plan(cfg Config, opts Options, facts Facts) (RuleSet, []Finding, error) {
 		}
 		fr.SNAT = snat
 
-		listed := exemptByLists(cfg, family)
-		fr.Exempt = listed
+		var always []Interval
 		if !opts.UpstreamCompat {
-			fr.Exempt = union(listed, mergePrefixes(cluster.All(), family))
+			always = mergePrefixes(cluster.All(), family)
 		}
-		fr.Returns = returns(cfg, opts, family, listed, fr.Exempt, cluster)
+		withRoom := exemptByLists(cfg, family, len(always))
+		listed := withRoom[len(always):]
+		findings = append(findings, clusterFindings(cfg, opts, family, listed, cluster)...)
+		fr.Returns = Returns{lists: lists(cfg, family), family: family}
+		if !opts.UpstreamCompat {
+			fr.Returns.cluster = notCovered(listed, family, cluster)
+		}
+		fr.Exempt = union(withRoom, len(always), always)
+		if len(cfg.Masquerade) > 0 {
+			fr.Returns = Returns{exempt: fr.Exempt}
+		}
 		rs.Families = append(rs.Families, fr)
 
-		findings = append(findings, clusterFindings(cfg, opts, family, listed, cluster)...)
 		findings = append(findings, localRouteFindings(family, fr, facts)...)
 	}
 	if len(cluster.Pod) == 0 && !opts.UpstreamCompat {
@@ -166,24 +174,32 @@ func (l list) entries(family Family) []entry {
 	return out
 }
 
-// takeLeast takes the least entry off the ordered lists, if one is left.
-func takeLeast(queues [][]entry) (least entry, ok bool) {
-	from := -1
+// takeLeast takes the least entry off the ordered lists, and those behind it
+// in its list that come before the other lists' entries.
+func takeLeast(queues [][]entry) []entry {
+	least := 0
 	for i, q := range queues {
-		if len(q) > 0 && (from < 0 || q[0].compare(least) < 0) {
-			from, least = i, q[0]
+		if len(q) > 0 && (len(queues[least]) == 0 || q[0].compare(queues[least][0]) < 0) {
+			least = i
 		}
 	}
-	if from >= 0 {
-		queues[from] = queues[from][1:]
+	run := queues[least]
+	for i, q := range queues {
+		if i != least && len(q) > 0 {
+			n, _ := slices.BinarySearchFunc(run, q[0], entry.compare)
+			run = run[:max(n, 1)]
+		}
 	}
-	return least, from >= 0
+	queues[least] = queues[least][len(run):]
+	return run
 }
 
 // exemptByLists applies "the longest prefix wins, a tie masquerades" to the
 // whole address space at once: prefixes nest or are disjoint, so one sweep in
 // address order with a stack of the open ones sees each address's longest.
-func exemptByLists(cfg Config, family Family) []Interval {
+//
+// The result begins with room for so many intervals more; see union.
+func exemptByLists(cfg Config, family Family, room int) []Interval {
 	var queues [][]entry
 	most := 1 // an interval ends or begins with an entry
 	for _, l := range lists(cfg, family) {
@@ -195,12 +211,12 @@ func exemptByLists(cfg Config, family Family) []Interval {
 		exempt bool
 	}
 	stack := []open{{number{}.withHostBits(family.Bits()), masqueradeOnly(cfg)}}
-	exempt := make([]Interval, 0, most)
+	exempt := make([]Interval, room, room+most)
 	cursor, joined, ended := number{}, number{}, false
 	// emit gives [cursor, last] the verdict of the innermost open prefix.
 	emit := func(last number) {
 		if stack[len(stack)-1].exempt && cursor.compare(last) <= 0 {
-			if n := len(exempt); n > 0 && joined == cursor {
+			if n := len(exempt); n > room && joined == cursor {
 				exempt[n-1].Last = last.addr(family)
 			} else {
 				exempt = append(exempt, Interval{cursor.addr(family), last.addr(family)})
@@ -210,19 +226,17 @@ func exemptByLists(cfg Config, family Family) []Interval {
 		cursor = last.next()
 		ended = last == stack[0].last
 	}
-	for {
-		e, ok := takeLeast(queues)
-		if !ok {
-			break
+	for run := takeLeast(queues); len(run) > 0; run = takeLeast(queues) {
+		for _, e := range run {
+			for stack[len(stack)-1].last.compare(e.first) < 0 {
+				emit(stack[len(stack)-1].last)
+				stack = stack[:len(stack)-1]
+			}
+			if cursor.compare(e.first) < 0 {
+				emit(e.first.prev())
+			}
+			stack = append(stack, open{e.first.withHostBits(family.Bits() - int(e.bits)), !e.masquerade})
 		}
-		for stack[len(stack)-1].last.compare(e.first) < 0 {
-			emit(stack[len(stack)-1].last)
-			stack = stack[:len(stack)-1]
-		}
-		if cursor.compare(e.first) < 0 {
-			emit(e.first.prev())
-		}
-		stack = append(stack, open{e.first.withHostBits(family.Bits() - int(e.bits)), !e.masquerade})
 	}
 	for ; len(stack) > 0 && !ended; stack = stack[:len(stack)-1] {
 		emit(stack[len(stack)-1].last)
@@ -230,29 +244,9 @@ func exemptByLists(cfg Config, family Family) []Interval {
 	return exempt
 }
 
-// returns lays the exemptions out rule by rule. With a masquerade list there
-// is no upstream order to keep, and disjoint prefixes need none.
-func returns(cfg Config, opts Options, family Family, listed, exempt []Interval, cluster ClusterRanges) []Return {
-	var out []Return
-	if len(cfg.Masquerade) > 0 {
-		for _, iv := range exempt {
-			for _, p := range iv.Prefixes() {
-				out = append(out, Return{Prefix: p})
-			}
-		}
-		return out
-	}
-	out = make([]Return, 0, 1+len(cfg.NonMasquerade)+len(cluster.All()))
-	for _, l := range lists(cfg, family) {
-		for i := range l.ranges {
-			if p := l.ranges[i].Prefix; FamilyOf(p.Addr()) == family {
-				out = append(out, Return{Prefix: p})
-			}
-		}
-	}
-	if opts.UpstreamCompat {
-		return out
-	}
+// notCovered returns the cluster's ranges that a merged list does not hold
+// wholly, in order.
+func notCovered(listed []Interval, family Family, cluster ClusterRanges) []netip.Prefix {
 	var missing []netip.Prefix
 	for _, r := range cluster.All() {
 		if FamilyOf(r.Prefix.Addr()) == family && !covers(listed, r.Prefix) {
@@ -260,10 +254,7 @@ func returns(cfg Config, opts Options, family Family, listed, exempt []Interval,
 		}
 	}
 	slices.SortFunc(missing, netip.Prefix.Compare)
-	for _, p := range slices.Compact(missing) {
-		out = append(out, Return{Prefix: p, Cluster: true})
-	}
-	return out
+	return slices.Compact(missing)
 }
 
 func clusterFindings(cfg Config, opts Options, family Family, listed []Interval, cluster ClusterRanges) []Finding {

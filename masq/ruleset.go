@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -50,7 +51,7 @@ type FamilyRules struct {
 	Exempt []Interval
 	// Returns says the same for rule-by-rule backends: link-local, then the
 	// user's list in file order, then the cluster ranges that it leaves out.
-	Returns []Return
+	Returns Returns
 	// SNAT is the address to translate to; the zero Addr means masquerade,
 	// that is, the address of the outgoing interface.
 	SNAT netip.Addr
@@ -61,6 +62,53 @@ type Return struct {
 	Prefix netip.Prefix
 	// Cluster marks a range that the user's list does not hold.
 	Cluster bool
+}
+
+// Returns are the exemptions rule by rule. They are laid out when somebody
+// asks: the nftables backend does not, and a list may be long.
+type Returns struct {
+	// With a masquerade list there is no upstream order to keep, and disjoint
+	// prefixes need none.
+	exempt []Interval
+	// Without one, the lists' ranges of the family are exempt in their order.
+	lists   []list
+	family  Family
+	cluster []netip.Prefix
+	// laidOut is what was read from JSON.
+	laidOut []Return
+}
+
+// All lays the exemptions out.
+func (r Returns) All() []Return {
+	out := slices.Clone(r.laidOut)
+	for _, iv := range r.exempt {
+		for _, p := range iv.Prefixes() {
+			out = append(out, Return{Prefix: p})
+		}
+	}
+	for _, l := range r.lists {
+		for i := range l.ranges {
+			if p := l.ranges[i].Prefix; FamilyOf(p.Addr()) == r.family {
+				out = append(out, Return{Prefix: p})
+			}
+		}
+	}
+	for _, p := range r.cluster {
+		out = append(out, Return{Prefix: p, Cluster: true})
+	}
+	return out
+}
+
+// Equal reports whether both are the same rules in the same order.
+func (r Returns) Equal(s Returns) bool { return slices.Equal(r.All(), s.All()) }
+
+// MarshalJSON writes the list of All.
+func (r Returns) MarshalJSON() ([]byte, error) { return json.Marshal(r.All()) }
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (r *Returns) UnmarshalJSON(text []byte) error {
+	*r = Returns{}
+	return json.Unmarshal(text, &r.laidOut)
 }
 
 // Of returns the rules of a family, if the rule set has it.

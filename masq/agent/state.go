@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
@@ -86,6 +87,9 @@ func (a *Agent) save(log *slog.Logger, status *Status) {
 		return
 	}
 	err := writeState(a.StateDir, s)
+	// A long list leaves megabytes of garbage. Now nobody waits, as opposed to
+	// the midst of the next change.
+	runtime.GC()
 	// Remembered even when it could not be written: one warning is enough.
 	a.saved = s
 	status.StateError = ""
@@ -95,11 +99,31 @@ func (a *Agent) save(log *slog.Logger, status *Status) {
 	}
 }
 
-func writeState(dir string, s state) error {
-	text, err := json.Marshal(s)
-	if err != nil {
-		return err
+// laidOut is a rule set as its JSON is, with the rules laid out beforehand:
+// encoding/json parses again whatever a MarshalJSON gives, and the list may be
+// long.
+type laidOut struct {
+	masq.RuleSet
+	Families []laidOutFamily
+}
+
+type laidOutFamily struct {
+	masq.FamilyRules
+	Returns []masq.Return
+}
+
+func layOut(rules *masq.RuleSet) *laidOut {
+	if rules == nil {
+		return nil
 	}
+	l := laidOut{RuleSet: *rules}
+	for _, fr := range rules.Families {
+		l.Families = append(l.Families, laidOutFamily{fr, fr.Returns.All()})
+	}
+	return &l
+}
+
+func writeState(dir string, s state) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -108,7 +132,10 @@ func writeState(dir string, s state) error {
 		return err
 	}
 	defer os.Remove(f.Name()) // fails once renamed
-	_, err = f.Write(text)
+	err = json.NewEncoder(f).Encode(struct {
+		state
+		Rules *laidOut `json:"rules,omitempty"`
+	}{s, layOut(s.Rules)})
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}

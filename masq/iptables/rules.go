@@ -53,7 +53,7 @@ func chainRules(rs masq.RuleSet, fr masq.FamilyRules) ([]string, error) {
 		}
 		out = append(out, fmt.Sprintf("-A %s -m comment --comment %s -m mark --mark 0x4000/0x4000 -j RETURN", rs.Chain, strconv.Quote(markComment)))
 	}
-	for _, r := range fr.Returns {
+	for _, r := range fr.Returns.All() {
 		comment := exemptComment
 		if r.Cluster {
 			comment = clusterComment
