@@ -33,6 +33,8 @@ type Tx interface {
 	Environment(Name) (*Environment, error)
 	// Environments lists by name, in order.
 	Environments(EnvironmentQuery) ([]*Environment, error)
+	// EnvironmentNames are the names of all environments by their UUIDs.
+	EnvironmentNames() (map[string]Name, error)
 	// PutEnvironment inserts an environment whose Revision is 0, and else
 	// replaces the one with the same Revision (ErrConflict). It sets the new
 	// Revision, and reserves what Plan holds.

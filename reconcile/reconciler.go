@@ -252,25 +252,17 @@ func (r *Reconciler) prune(ctx context.Context) error {
 		r.mu.Unlock()
 		close(p.done)
 	}()
-	keep := map[string]bool{}
-	var q environment.EnvironmentQuery
-	if err := r.Store.View(ctx, func(tx environment.Tx) error {
-		for q.Limit = page; ; {
-			list, err := tx.Environments(q)
-			if err != nil {
-				return err
-			}
-			for _, e := range list {
-				keep[e.UUID] = true
-				r.remember(e.UUID, e.Name)
-			}
-			if len(list) < page {
-				return nil
-			}
-			q.After = list[len(list)-1].Name
-		}
+	var names map[string]environment.Name
+	if err := r.Store.View(ctx, func(tx environment.Tx) (err error) {
+		names, err = tx.EnvironmentNames()
+		return err
 	}); err != nil {
 		return err
+	}
+	keep := map[string]bool{}
+	for uuid, name := range names {
+		keep[uuid] = true
+		r.remember(uuid, name)
 	}
 	p.keep = keep
 	close(p.loaded)

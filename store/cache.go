@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/json"
 	"maps"
 	"slices"
 	"sync"
@@ -24,25 +23,26 @@ type document struct {
 	decoded  *environmentDocument // never changed
 }
 
-// decode returns the caller's own copy. Only what is committed may be kept.
-func (d *documents) decode(uuid string, revision int64, text []byte, committed bool) (environmentDocument, error) {
+// get returns a copy of the caller's own.
+func (d *documents) get(uuid string, revision int64) (environmentDocument, bool) {
 	d.mu.Lock()
 	kept, known := d.kept[uuid]
 	d.mu.Unlock()
-	if known && kept.revision == revision && committed {
-		return kept.decoded.clone(), nil
+	if !known || kept.revision != revision {
+		return environmentDocument{}, false
 	}
-	var decoded environmentDocument
-	if err := json.Unmarshal(text, &decoded); err != nil || !committed {
-		return decoded, err
-	}
+	return kept.decoded.clone(), true
+}
+
+// put keeps a copy. Only what is committed may be kept.
+func (d *documents) put(uuid string, revision int64, decoded environmentDocument) {
+	decoded = decoded.clone()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.kept == nil || len(d.kept) >= cacheSize {
 		d.kept = map[string]document{}
 	}
 	d.kept[uuid] = document{revision, &decoded}
-	return decoded.clone(), nil
 }
 
 // clone copies everything that can be changed through the copy.

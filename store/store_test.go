@@ -288,6 +288,26 @@ func TestOperationPages(t *testing.T) {
 	}
 }
 
+func TestEnvironmentNames(t *testing.T) {
+	s := storetest.Open(t)
+	want := map[string]environment.Name{}
+	update(t, s, func(tx environment.Tx) (err error) {
+		for i := range 3 {
+			e := number(i)
+			want[e.UUID] = e.Name
+			err = errors.Join(err, tx.PutEnvironment(e))
+		}
+		return err
+	})
+	view(t, s, func(tx environment.Tx) error {
+		got, err := tx.EnvironmentNames()
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		return err
+	})
+}
+
 func TestOneRunningOperation(t *testing.T) {
 	s := storetest.Open(t)
 	e := number(1)

@@ -75,7 +75,7 @@ func (s *selection) query(columns, order string, limit int) (string, []any) {
 	return columns, s.arguments
 }
 
-const environmentColumns = "SELECT project, location, id, uuid, state, created, updated, generation, revision, config, document FROM environments"
+const environmentColumns = "SELECT key, project, location, id, uuid, state, created, updated, generation, revision, config FROM environments"
 
 func (t *tx) Environment(name environment.Name) (*environment.Environment, error) {
 	list, err := t.environments(environmentColumns+" WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
@@ -107,28 +107,66 @@ func (t *tx) Environments(q environment.EnvironmentQuery) ([]*environment.Enviro
 }
 
 func (t *tx) environments(query string, arguments ...any) (list []*environment.Environment, err error) {
-	err = t.query(query, arguments, func(rows *sql.Rows) error {
-		var r environmentRecord
+	type row struct {
+		environmentRecord
+		key   int64
+		known bool // the document is
+	}
+	var found []row
+	if err := t.query(query, arguments, func(rows *sql.Rows) error {
+		var r row
 		var config any // an empty message is an empty blob, and not NULL
-		var document sql.RawBytes
-		if err := rows.Scan(&r.Name.Project, &r.Name.Location.ID, &r.Name.ID, &r.UUID, &r.State, &r.Created, &r.Updated, &r.Generation, &r.Revision, &config, &document); err != nil {
+		if err := rows.Scan(&r.key, &r.Name.Project, &r.Name.Location.ID, &r.Name.ID, &r.UUID, &r.State, &r.Created, &r.Updated, &r.Generation, &r.Revision, &config); err != nil {
 			return err
 		}
-		var err error
-		if r.environmentDocument, err = t.documents.decode(r.UUID, r.Revision, document, !t.write); err != nil {
-			return fmt.Errorf("the stored environment %s: %w", r.Name, err)
+		// In a transaction that writes, a revision may be one that never comes to be.
+		if !t.write {
+			r.environmentDocument, r.known = t.documents.get(r.UUID, r.Revision)
 		}
 		if data, present := config.([]byte); present {
 			r.Spec.Config = append(message{}, data...)
 		}
+		found = append(found, r)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for _, r := range found {
+		if !r.known {
+			config := r.Spec.Config
+			if err := t.query("SELECT document FROM environments WHERE key = ?", []any{r.key}, func(rows *sql.Rows) error {
+				var text sql.RawBytes
+				if err := rows.Scan(&text); err != nil {
+					return err
+				}
+				return json.Unmarshal(text, &r.environmentDocument)
+			}); err != nil {
+				return nil, fmt.Errorf("the stored environment %s: %w", r.Name, err)
+			}
+			if !t.write {
+				t.documents.put(r.UUID, r.Revision, r.environmentDocument)
+			}
+			r.Spec.Config = config
+		}
 		e, err := r.decode()
 		if err != nil {
-			return fmt.Errorf("the stored environment %s: %w", r.Name, err)
+			return nil, fmt.Errorf("the stored environment %s: %w", r.Name, err)
 		}
 		list = append(list, e)
-		return nil
+	}
+	return list, nil
+}
+
+func (t *tx) EnvironmentNames() (map[string]environment.Name, error) {
+	names := map[string]environment.Name{}
+	err := t.query("SELECT uuid, project, location, id FROM environments", nil, func(rows *sql.Rows) error {
+		var uuid string
+		var name environment.Name
+		err := rows.Scan(&uuid, &name.Project, &name.Location.ID, &name.ID)
+		names[uuid] = name
+		return err
 	})
-	return list, err
+	return names, err
 }
 
 func (t *tx) PutEnvironment(e *environment.Environment) error {

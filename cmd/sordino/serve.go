@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -241,6 +242,8 @@ func record(audit *access.Audit) func(context.Context, wire.Call, wire.Outcome) 
 // run serves until the context ends. What is under way then is given some
 // time; environments stay up.
 func (s *server) run(ctx context.Context) (err error) {
+	// A server is idle nearly always: less memory is worth some more collecting.
+	debug.SetGCPercent(50)
 	defer func() { err = errors.Join(err, s.close()) }()
 	working, stopWorking := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWorking()
