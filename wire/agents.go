@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -150,6 +151,15 @@ func (m *masqAgents) PlanMasqAgent(ctx context.Context, r *masqv1.PlanMasqAgentR
 	// A configuration that would be refused is refused here in the same words.
 	if _, err := m.Environments.UpdateAgentConfig(ctx, environment.AgentConfigRequest{Name: e.Name, Text: r.GetConfig(),
 		CallOptions: environment.CallOptions{ValidateOnly: true}}); err != nil {
+		var refusal *environment.Error
+		if errors.As(err, &refusal) { // here the text is a field of the request itself
+			here := *refusal
+			here.Violations = slices.Clone(refusal.Violations)
+			for i := range here.Violations {
+				here.Violations[i].Field = strings.TrimPrefix(here.Violations[i].Field, "agent")
+			}
+			err = &here
+		}
 		return nil, err
 	}
 	out := &masqv1.PlanMasqAgentResponse{}

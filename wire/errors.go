@@ -146,8 +146,12 @@ var environmentFields = (&servicepb.Environment{}).ProtoReflect().Descriptor().F
 
 // requestField is a violation's path from the request: the domain counts from
 // the environment, which is a field of the requests that have one. Its agent is
-// one of our own service's.
+// one of our own service's. A path that begins with a dot counts from the request
+// already.
 func requestField(path string) string {
+	if path, ok := strings.CutPrefix(path, "."); ok {
+		return valid(path)
+	}
 	first, rest, _ := strings.Cut(path, ".")
 	if first == "agent" {
 		return "masq_agent." + valid(rest)

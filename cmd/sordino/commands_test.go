@@ -116,6 +116,20 @@ func TestCommands(t *testing.T) {
 		expectCommand(t, 0, "OPERATION\nUPDATE  e            SUCCESSFUL", "", "", "operations", "list")
 		expectCommand(t, 0, "Updated environment e.", "operation", "", "environments", "update", "e", "--remove-labels=a", "--update-labels=c=3")
 		expectCommand(t, 0, "labels:\n  b: \"2\"\n  c: \"3\"", "", "", "environments", "describe", "e")
+		// As with gcloud, a package is what a requirements file says of it.
+		expectCommand(t, 0, "Updated environment e.", "operation", "", "environments", "update", "e", "--update-pypi-package=scipy[all]>=1.2,<2", "--update-pypi-package=numpy")
+		expectCommand(t, 0, "pypiPackages:\nnumpy: \"\"\nscipy: '[all]>=1.2,<2'", "", "", "environments", "describe", "e")
+		expectCommand(t, 1, "", "--update-pypi-package: \"==1\" is not a package", "", "environments", "update", "e", "--update-pypi-package===1")
+		expectCommand(t, 0, "Updated environment e.", "operation", "", "environments", "update", "e",
+			"--update-pypi-packages-from-file", file("requirements.txt", "# what we need\npandas==1.1 # newest\n\nnumpy\n"))
+		expectCommand(t, 0, "pandas: ==1.1", "", "", "environments", "describe", "e")
+		expectCommand(t, 0, "Updated environment e.", "operation", "", "environments", "update", "e", "--maintenance-window-start=2026-01-01T01:00:00Z",
+			"--maintenance-window-end=2026-01-01T13:00:00Z", "--maintenance-window-recurrence=FREQ=WEEKLY;BYDAY=SA")
+		expectCommand(t, 0, "maintenanceWindow:\nrecurrence: FREQ=WEEKLY;BYDAY=SA", "", "", "environments", "describe", "e")
+		expectCommand(t, 0, "Updated environment e.", "operation", "", "environments", "update", "e", "--clear-maintenance-window")
+		if a := expectCommand(t, 0, "state: RUNNING", "", "", "environments", "describe", "e"); strings.Contains(a.stdout, "maintenanceWindow") {
+			t.Error(a.stdout)
+		}
 		expectCommand(t, 0, "", "", "", "operations", "delete", id)
 		expectCommand(t, 1, "", "NOT_FOUND: operation", "", "operations", "describe", id)
 	})

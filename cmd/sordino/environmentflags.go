@@ -19,7 +19,7 @@ type environmentFlags struct {
 	image, airflow, python                                   string
 	nodeCount, schedulers, maxPods                           int64
 	zone, machineType, diskSize                              string
-	network, subnetwork, serviceAccount                      string
+	network, subnetwork, serviceAccount, bucket, key         string
 	scopes, tags                                             []string
 	labels, airflowConfigs, variables                        map[string]string
 	alias, agent                                             bool
@@ -32,6 +32,7 @@ type environmentFlags struct {
 }
 
 func (f *environmentFlags) create(s *pflag.FlagSet) {
+	defer noEmptyDefaults(s)
 	s.StringVar(&f.image, "image-version", "", "for example composer-1.20.12-airflow-1.10.15, or an alias such as composer-1-airflow-1")
 	s.StringVar(&f.airflow, "airflow-version", "", "instead of --image-version: the newest Composer 1 image with this Airflow")
 	s.StringVar(&f.python, "python-version", "", "2 or 3 (default 3)")
@@ -44,11 +45,13 @@ func (f *environmentFlags) create(s *pflag.FlagSet) {
 	s.StringVar(&f.network, "network", "", "the network (default \"default\")")
 	s.StringVar(&f.subnetwork, "subnetwork", "", "the subnetwork; needs --network")
 	s.StringVar(&f.serviceAccount, "service-account", "", "the nodes' service account")
-	s.StringSliceVar(&f.scopes, "oauth-scopes", nil, "the nodes' OAuth scopes")
-	s.StringSliceVar(&f.tags, "tags", nil, "the nodes' network tags")
-	s.StringToStringVar(&f.labels, "labels", nil, "KEY=VALUE,…")
-	s.StringToStringVar(&f.airflowConfigs, "airflow-configs", nil, "SECTION-KEY=VALUE,…")
-	s.StringToStringVar(&f.variables, "env-variables", nil, "NAME=VALUE,…")
+	s.StringVar(&f.bucket, "storage-bucket", "", "the bucket for DAGs and logs")
+	s.StringVar(&f.key, "kms-key", "", "the key that encrypts the environment's data, by its full name")
+	s.StringSliceVar(&f.scopes, "oauth-scopes", nil, "the nodes' OAuth scopes: `SCOPE,...`")
+	s.StringSliceVar(&f.tags, "tags", nil, "the nodes' network tags: `TAG,...`")
+	s.StringToStringVar(&f.labels, "labels", nil, "labels: `KEY=VALUE,...`")
+	s.StringToStringVar(&f.airflowConfigs, "airflow-configs", nil, "Airflow configuration overrides: `SECTION-KEY=VALUE,...`")
+	s.StringToStringVar(&f.variables, "env-variables", nil, "environment variables of the Pods: `NAME=VALUE,...`")
 	s.BoolVar(&f.alias, "enable-ip-alias", false, "a VPC-native cluster: Pods and Services in ranges of their own")
 	s.BoolVar(&f.agent, "enable-ip-masq-agent", false, "the IP masquerade agent; needs --enable-ip-alias, and cannot be enabled later")
 	s.StringVar(&f.pods, "cluster-ipv4-cidr", "", "the Pods' range, or its size such as /14")
@@ -66,6 +69,15 @@ func (f *environmentFlags) create(s *pflag.FlagSet) {
 	f.access.define(s, "web-server-allow-ip")
 	f.window.define(s)
 	f.authorized.define(s)
+}
+
+// noEmptyDefaults keeps "(default [])" out of the help.
+func noEmptyDefaults(s *pflag.FlagSet) {
+	s.VisitAll(func(f *pflag.Flag) {
+		if f.Value.Type() == "stringToString" {
+			f.DefValue = ""
+		}
+	})
 }
 
 // environment is the request's body: what was given and nothing else.
@@ -95,6 +107,9 @@ func (f *environmentFlags) environment(s *pflag.FlagSet) (*composer.Environment,
 			WebServerIpv4CidrBlock: f.webServer, CloudSqlIpv4CidrBlock: f.database,
 			PrivateClusterConfig: &composer.PrivateClusterConfig{EnablePrivateEndpoint: f.privateEndpoint, MasterIpv4CidrBlock: f.master}}
 	}
+	if f.key != "" {
+		c.EncryptionConfig = &composer.EncryptionConfig{KmsKeyName: f.key}
+	}
 	if f.databaseMachine != "" {
 		c.DatabaseConfig = &composer.DatabaseConfig{MachineType: f.databaseMachine}
 	}
@@ -110,7 +125,11 @@ func (f *environmentFlags) environment(s *pflag.FlagSet) (*composer.Environment,
 	if c.MasterAuthorizedNetworksConfig, err = f.authorized.config(s); err != nil {
 		return nil, err
 	}
-	return &composer.Environment{Config: c, Labels: f.labels}, nil
+	e := &composer.Environment{Config: c, Labels: f.labels}
+	if f.bucket != "" {
+		e.StorageConfig = &composer.StorageConfig{Bucket: f.bucket}
+	}
+	return e, nil
 }
 
 func gigabytes(text string) (int64, error) {
@@ -134,7 +153,7 @@ type accessFlags struct {
 func (f *accessFlags) define(s *pflag.FlagSet, allow string) {
 	s.BoolVar(&f.all, "web-server-allow-all", false, "everybody may reach the web server")
 	s.BoolVar(&f.none, "web-server-deny-all", false, "nobody may reach the web server")
-	s.StringArrayVar(&f.ips, allow, nil, "ip_range=RANGE[,description=TEXT], may be repeated")
+	s.StringArrayVar(&f.ips, allow, nil, "who may reach the web server: `ip_range=RANGE[,description=TEXT]`, may be repeated")
 }
 
 func (f *accessFlags) control(s *pflag.FlagSet, allow string) (*composer.WebServerNetworkAccessControl, error) {
@@ -205,7 +224,7 @@ type authorizedFlags struct {
 
 func (f *authorizedFlags) define(s *pflag.FlagSet) {
 	s.BoolVar(&f.enable, "enable-master-authorized-networks", false, "only the authorized networks may reach the control plane")
-	s.StringSliceVar(&f.networks, "master-authorized-networks", nil, "the authorized networks")
+	s.StringSliceVar(&f.networks, "master-authorized-networks", nil, "the authorized networks: `RANGE,...`")
 }
 
 func (f *authorizedFlags) config(s *pflag.FlagSet) (*composer.MasterAuthorizedNetworksConfig, error) {
@@ -230,6 +249,8 @@ func (f *authorizedFlags) config(s *pflag.FlagSet) (*composer.MasterAuthorizedNe
 type updateFlags struct {
 	environmentFlags
 	variables, configs, labelled, packages mapFlags
+	requirements                           []string
+	clearWindow                            bool
 	packagesFile                           string
 }
 
@@ -241,8 +262,8 @@ type mapFlags struct {
 }
 
 func (m *mapFlags) define(s *pflag.FlagSet, noun, what string) {
-	s.StringToStringVar(&m.update, "update-"+noun, nil, "set "+what+": KEY=VALUE,…")
-	s.StringSliceVar(&m.remove, "remove-"+noun, nil, "remove "+what)
+	s.StringToStringVar(&m.update, "update-"+noun, nil, "set "+what+": `KEY=VALUE,...`")
+	s.StringSliceVar(&m.remove, "remove-"+noun, nil, "remove "+what+": `KEY,...`")
 	s.BoolVar(&m.clear, "clear-"+noun, false, "remove all "+what+" first")
 }
 
@@ -262,6 +283,7 @@ func (m *mapFlags) apply(old map[string]string) map[string]string {
 }
 
 func (f *updateFlags) define(s *pflag.FlagSet) {
+	defer noEmptyDefaults(s)
 	s.Int64Var(&f.nodeCount, "node-count", 0, "number of nodes, at least 3")
 	s.Int64Var(&f.schedulers, "scheduler-count", 0, "number of schedulers (Airflow 2)")
 	s.StringVar(&f.image, "image-version", "", "upgrade to this image version")
@@ -271,14 +293,15 @@ func (f *updateFlags) define(s *pflag.FlagSet) {
 	f.access.define(s, "update-web-server-allow-ip")
 	f.window.define(s)
 	f.authorized.define(s)
+	s.BoolVar(&f.clearWindow, "clear-maintenance-window", false, "maintenance may happen at any time")
 	s.BoolVar(&f.authorized.disable, "disable-master-authorized-networks", false, "everybody may reach the control plane")
 	f.variables.define(s, "env-variables", "environment variables")
 	f.configs.define(s, "airflow-configs", "Airflow configuration overrides")
 	f.labelled.define(s, "labels", "labels")
-	s.StringToStringVar(&f.packages.update, "update-pypi-package", nil, "set a PyPI package: NAME=SPECIFIER")
-	s.StringSliceVar(&f.packages.remove, "remove-pypi-packages", nil, "remove PyPI packages")
+	s.StringArrayVar(&f.requirements, "update-pypi-package", nil, "set a PyPI package: `NAME[EXTRA]==VERSION`, may be repeated")
+	s.StringSliceVar(&f.packages.remove, "remove-pypi-packages", nil, "remove PyPI packages: `NAME,...`")
 	s.BoolVar(&f.packages.clear, "clear-pypi-packages", false, "remove all PyPI packages first")
-	s.StringVar(&f.packagesFile, "update-pypi-packages-from-file", "", "replace the PyPI packages by a requirements file's")
+	s.StringVar(&f.packagesFile, "update-pypi-packages-from-file", "", "replace the PyPI packages by those of this requirements `FILE`")
 }
 
 // patch is the request's body and its mask.
@@ -323,7 +346,10 @@ func (f *updateFlags) patch(s *pflag.FlagSet, old *composer.Environment) (*compo
 	if c.MaintenanceWindow, err = f.window.window(s); err != nil {
 		return nil, nil, err
 	}
-	if c.MaintenanceWindow != nil {
+	if f.clearWindow && c.MaintenanceWindow != nil {
+		return nil, nil, errors.New("--clear-maintenance-window and a new maintenance window exclude each other: give one of them")
+	}
+	if f.clearWindow || c.MaintenanceWindow != nil {
 		mask = append(mask, "config.maintenance_window")
 	}
 	if c.MasterAuthorizedNetworksConfig, err = f.authorized.config(s); err != nil {
@@ -331,6 +357,16 @@ func (f *updateFlags) patch(s *pflag.FlagSet, old *composer.Environment) (*compo
 	}
 	if c.MasterAuthorizedNetworksConfig != nil {
 		mask = append(mask, "config.master_authorized_networks_config")
+	}
+	for _, text := range f.requirements {
+		name, specifier, err := requirement(text)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--update-pypi-package: %w", err)
+		}
+		if f.packages.update == nil {
+			f.packages.update = map[string]string{}
+		}
+		f.packages.update[name] = specifier
 	}
 	if f.packagesFile != "" {
 		if f.packages.changed() {
@@ -374,15 +410,24 @@ func readRequirements(path string) (map[string]string, error) {
 		if line == "" {
 			continue
 		}
-		end := strings.IndexAny(line, "[<>=!~ ;")
-		if end < 0 {
-			end = len(line)
+		name, specifier, err := requirement(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", path, n, err)
 		}
-		name := line[:end]
-		if name == "" || strings.HasPrefix(name, "-") {
-			return nil, fmt.Errorf("%s:%d: %q is not a package; write NAME or NAME==VERSION", path, n, line)
-		}
-		packages[name] = strings.TrimSpace(line[end:])
+		packages[name] = specifier
 	}
 	return packages, lines.Err()
+}
+
+// requirement cuts a PyPI requirement into the package's name and what follows.
+func requirement(text string) (name, specifier string, err error) {
+	end := strings.IndexAny(text, "[<>=!~ ;")
+	if end < 0 {
+		end = len(text)
+	}
+	name = text[:end]
+	if name == "" || strings.HasPrefix(name, "-") {
+		return "", "", fmt.Errorf("%q is not a package; write NAME, NAME==VERSION or NAME[EXTRA]>=VERSION", text)
+	}
+	return name, strings.TrimSpace(text[end:]), nil
 }

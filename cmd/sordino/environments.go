@@ -32,6 +32,13 @@ func (r *remote) createEnvironment() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create ENVIRONMENT",
 		Short: "Create an environment; the flags are gcloud's",
+		Long: `Creates an environment and waits until it is RUNNING: its nodes and Pods are
+there, and where the agent is enabled a packet was seen to come from a node's
+address. What is not given is chosen by the server; --validate-only shows what.
+
+To start with, this is all that it takes on the machine of the server:
+  eval "$(sordino env sordino)"
+  sordino environments create example-environment --enable-ip-alias --enable-ip-masq-agent`,
 		Example: `  sordino environments create example-environment --location us-central1 \
       --image-version composer-1.20.12-airflow-1.10.15 --enable-ip-alias --enable-ip-masq-agent
   sordino environments create small --location us-central1 --validate-only`,
@@ -164,7 +171,7 @@ func (r *remote) updateEnvironment() *cobra.Command {
 }
 
 func (r *remote) deleteEnvironment() *cobra.Command {
-	var async, quiet bool
+	var async bool
 	c := &cobra.Command{Use: "delete ENVIRONMENT…", Short: "Delete environments", Args: cobra.MinimumNArgs(1)}
 	c.RunE = r.connect(func(c *cobra.Command, args []string, s *client.Client) error {
 		var names []string
@@ -175,7 +182,7 @@ func (r *remote) deleteEnvironment() *cobra.Command {
 			}
 			names = append(names, name)
 		}
-		if !quiet {
+		if !r.quiet {
 			fmt.Fprintf(c.ErrOrStderr(), "Deletes %s.\nContinue? (y/N) ", strings.Join(names, ", "))
 			var answer string
 			if _, err := fmt.Fscanln(c.InOrStdin(), &answer); err != nil || !strings.EqualFold(answer, "y") && !strings.EqualFold(answer, "yes") {
@@ -200,7 +207,6 @@ func (r *remote) deleteEnvironment() *cobra.Command {
 		return errors.Join(errs...)
 	})
 	c.Flags().BoolVar(&async, "async", false, "do not wait for the operations to end")
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not ask")
 	r.locationFlag(c)
 	return c
 }

@@ -112,6 +112,11 @@ func (r *remote) setMasq() *cobra.Command {
 	var requestID, etag string
 	c := &cobra.Command{
 		Use: "set ENVIRONMENT FILE", Short: "Replace the configuration and roll it out node by node (- is standard input)",
+		Long: `Replaces the configuration of an environment's agents: what the ConfigMap
+ip-masq-agent holds, in YAML or JSON. It is checked whole for the environment's
+ranges, then rolled out node by node. The first node that rejects it ends that:
+all nodes get the former one back, and the command ends with 1 and the reason.
+"sordino masq plan" shows before what would change.`,
 		Example: "  sordino masq set example-environment --location us-central1 ip-masq-agent.yaml\n  sordino masq set example-environment --location us-central1 --defaults",
 		Args:    cobra.RangeArgs(1, 2),
 	}

@@ -30,7 +30,7 @@ type remote struct {
 	server, tokenFile, caFile string
 	project, location         string
 	format                    string
-	logHTTP                   bool
+	logHTTP, quiet            bool
 }
 
 func (r *remote) flags(c *cobra.Command) {
@@ -40,11 +40,12 @@ func (r *remote) flags(c *cobra.Command) {
 	f.StringVar(&r.caFile, "ca-file", os.Getenv("SORDINO_CA_FILE"), "certificates to trust, in PEM form (SORDINO_CA_FILE; default: the machine's)")
 	f.StringVar(&r.project, "project", envOr("SORDINO_PROJECT", os.Getenv("CLOUDSDK_CORE_PROJECT")), "the project (SORDINO_PROJECT, CLOUDSDK_CORE_PROJECT)")
 	f.StringVar(&r.format, "format", "", "json or yaml; default: a table or lines for a person")
+	f.BoolVarP(&r.quiet, "quiet", "q", false, "ask nothing: delete at once")
 	f.BoolVar(&r.logHTTP, "log-http", false, "print every request and answer to standard error, without the token")
 }
 
 func (r *remote) locationFlag(c *cobra.Command) {
-	c.Flags().StringVar(&r.location, "location", os.Getenv("CLOUDSDK_COMPOSER_LOCATION"), "the location, for example us-central1 (CLOUDSDK_COMPOSER_LOCATION; an environment that is there already is found without)")
+	c.Flags().StringVar(&r.location, "location", os.Getenv("CLOUDSDK_COMPOSER_LOCATION"), "the location, for example us-central1 (CLOUDSDK_COMPOSER_LOCATION); an environment that exists is found without it")
 }
 
 func envOr(name, otherwise string) string {

@@ -23,8 +23,11 @@ import (
 func (r *remote) runInEnvironment() *cobra.Command {
 	var node string
 	c := &cobra.Command{
-		Use:     "run ENVIRONMENT [--node NODE] -- CMD [ARG…]",
-		Short:   "Run a command in a worker Pod, with its output and exit status",
+		Use:   "run ENVIRONMENT [--node NODE] -- CMD [ARG…]",
+		Short: "Run a command in a worker Pod, with its output and exit status",
+		Long: `Runs a command where an environment's Airflow tasks run, with its input, output
+and signals, and ends with its exit status; 127 is a command that could not be
+started. A second Ctrl-C ends the call, and the command with it.`,
 		Example: "  sordino environments run example-environment --location us-central1 -- ping -c1 203.0.113.10",
 		Args:    cobra.MinimumNArgs(2),
 	}
@@ -42,11 +45,11 @@ func (r *remote) runInEnvironment() *cobra.Command {
 
 // runWorker joins a command's streams with this program's.
 func runWorker(c *cobra.Command, s *client.Client, start *workerv1.Start) error {
-	// Ctrl-C is the command's; a second one, or a kill, ends the call.
+	// Signals are the command's; a second Ctrl-C ends the call.
 	ctx, stop := context.WithCancel(context.WithoutCancel(c.Context()))
 	defer stop()
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, passedOn...)
 	defer signal.Stop(signals)
 	// The server decides by this header, before the first message, who may.
 	stream, err := s.Workers.Run(metadata.AppendToOutgoingContext(ctx, "x-goog-request-params", "environment="+url.QueryEscape(start.Environment)))
@@ -61,15 +64,16 @@ func runWorker(c *cobra.Command, s *client.Client, start *workerv1.Start) error 
 	}
 	send(&workerv1.RunRequest{Message: &workerv1.RunRequest_Start{Start: start}})
 	go func() {
-		for n := 0; ; n++ {
+		for interrupted := false; ; {
 			select {
 			case <-ctx.Done():
 				return
 			case got := <-signals:
-				if n > 0 {
+				if got == syscall.SIGINT && interrupted {
 					stop()
 					return
 				}
+				interrupted = interrupted || got == syscall.SIGINT
 				send(&workerv1.RunRequest{Message: &workerv1.RunRequest_Signal{Signal: int32(got.(syscall.Signal))}})
 			}
 		}
