@@ -75,10 +75,15 @@ func (c *Client) Hello(ctx context.Context) (h Hello, err error) {
 	return h, c.call(ctx, request{Op: opHello}, &h)
 }
 
-// Down takes everything down, the host too, and waits until it is gone.
+// Down takes everything down, the host too, and waits until it is gone. When
+// it returns there may be another one: who drives a host starts it again.
 func (c *Client) Down(ctx context.Context) error {
 	// One that dies meanwhile is as good.
-	if err := c.call(ctx, request{Op: opDown}, nil); err != nil && !errors.Is(err, errCutOff) {
+	was, err := c.Hello(ctx)
+	if err == nil {
+		err = c.call(ctx, request{Op: opDown}, nil)
+	}
+	if err != nil && !errors.Is(err, errCutOff) {
 		return err
 	}
 	for {
@@ -88,6 +93,9 @@ func (c *Client) Down(ctx context.Context) error {
 		}
 		if !errors.Is(err, ErrRunning) {
 			return err
+		}
+		if is, err := c.Hello(ctx); err == nil && is.PID != was.PID {
+			return nil
 		}
 		if err := pause(ctx); err != nil {
 			return err

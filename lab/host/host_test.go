@@ -159,7 +159,7 @@ func TestAHostOfAnotherVersionIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-served
-	if !slices.Equal(asked, []string{opHello, opHello, opDown}) {
+	if !slices.Equal(asked, []string{opHello, opHello, opHello, opDown}) {
 		t.Errorf("it was asked %q", asked)
 	}
 	if h, err := c.Hello(t.Context()); err != nil || h.Protocol != Protocol || h.PID == 1 {
@@ -382,5 +382,45 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 	}
 	if _, err := c.Hello(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who drives a host starts it again at once: that one is down is seen all the
+// same, and the new one is left alone.
+func TestDownWhileAnotherIsStarted(t *testing.T) {
+	dir := folder(t)
+	first, err := Connect(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello, err := first.Hello(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var driving sync.WaitGroup
+	driving.Go(func() {
+		for ctx.Err() == nil { // as a driver does, without any pause
+			if c, err := Connect(ctx, dir); err == nil {
+				_ = c.Watch(ctx, func() {}, func(string) {})
+			}
+		}
+	})
+	defer driving.Wait()
+	defer stop()
+	for range 5 {
+		within, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := Down(within, dir)
+		cancel()
+		if err != nil && !errors.Is(err, ErrNoHost) {
+			t.Fatal(err)
+		}
+	}
+	c, err := Connect(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, err := c.Hello(t.Context()); err != nil || now.PID == hello.PID {
+		t.Errorf("%+v %v, not another than %+v", now, err, hello)
 	}
 }

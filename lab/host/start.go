@@ -241,7 +241,8 @@ func pause(ctx context.Context) error {
 }
 
 // Down takes a folder's host down, whatever version it is of, with all that it
-// holds and its files; ErrNoHost says that there is none.
+// holds and its files; ErrNoHost says that there is none. One that somebody
+// starts in its place meanwhile is left alone.
 func Down(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
@@ -263,6 +264,9 @@ func Down(ctx context.Context, dir string) error {
 		}
 		if !errors.Is(err, ErrRunning) {
 			return err
+		}
+		if was == nil { // another one has taken its place
+			return nil
 		}
 		// One that is dying, or just being started.
 		if err := pause(ctx); err != nil {
