@@ -156,16 +156,23 @@ func (s *Service) checkLocation(at Location) []Violation {
 // plan plans an environment's addresses. Where the fields that it would be made
 // from are refused already, there is no plan and no further violation.
 func (s *Service) plan(tx Tx, e *Environment, v image.Version, refused []Violation) (address.Plan, []Violation, error) {
-	for _, r := range refused {
-		switch {
-		case r.Reason == "LOCATION_UNSUPPORTED", within(r.Field, fieldNodeCount), within(r.Field, fieldMaxPodsPerNode),
-			within(r.Field, fieldNetwork), within(r.Field, fieldSubnetwork):
-			return address.Plan{}, nil, nil
-		}
+	refuses := func(field string) bool {
+		return slices.ContainsFunc(refused, func(r Violation) bool { return within(r.Field, field) })
+	}
+	if refuses(fieldNetwork) || refuses(fieldSubnetwork) || slices.ContainsFunc(refused, func(r Violation) bool { return r.Reason == "LOCATION_UNSUPPORTED" }) {
+		return address.Plan{}, nil, nil
 	}
 	request, found, err := s.addressRequest(tx, e, v)
 	if err != nil || len(found) > 0 {
 		return address.Plan{}, found, err
+	}
+	// With a number that is refused the ranges are still looked at, for the
+	// default number: their faults are to be told in the same answer.
+	if refuses(fieldNodeCount) {
+		request.NodeCount = DefaultNodeCount
+	}
+	if refuses(fieldMaxPodsPerNode) {
+		request.MaxPodsPerNode = address.DefaultMaxPodsPerNode
 	}
 	plan, problems := address.NewPlan(request)
 	return plan, fromAddress(problems), nil
