@@ -190,7 +190,7 @@ func TestMasqAgentsAPI(t *testing.T) {
 
 	t.Run("signals reach the command", func(t *testing.T) {
 		s.point(t)
-		cmd := users[0].command(t, "environments", "run", "e", "--", "sh", "-c", `trap 'echo int' INT; trap 'echo hup' HUP; trap 'echo term; exit 5' TERM; echo ready; while :; do read x; done`)
+		cmd := users[0].command(t, "environments", "run", "e", "--", "sh", "-c", `trap 'echo int' INT; trap 'echo usr1' USR1; trap 'echo term; exit 5' TERM; echo ready; while :; do read x; done`)
 		for _, name := range []string{"SORDINO_SERVER", "SORDINO_TOKEN_FILE", "SORDINO_PROJECT", "CLOUDSDK_COMPOSER_LOCATION"} {
 			cmd.Env = append(cmd.Env, name+"="+envOr(name, ""))
 		}
@@ -199,7 +199,7 @@ func TestMasqAgentsAPI(t *testing.T) {
 		for _, s := range []struct {
 			signal syscall.Signal
 			answer string
-		}{{syscall.SIGHUP, "hup\n"}, {syscall.SIGINT, "int\n"}, {syscall.SIGTERM, "term\n"}} {
+		}{{syscall.SIGUSR1, "usr1\n"}, {syscall.SIGINT, "int\n"}, {syscall.SIGTERM, "term\n"}} {
 			if err := cmd.Process.Signal(s.signal); err != nil {
 				t.Fatal(err)
 			}

@@ -538,13 +538,13 @@ func testExec(t *testing.T, u user) {
 		}
 	})
 	t.Run("signals are passed on, each of them", func(t *testing.T) {
-		cmd := u.command(t, sh(`trap 'echo int' INT; trap 'echo hup' HUP; trap 'echo term; exit 5' TERM; echo ready; while :; do read x; done`)...)
+		cmd := u.command(t, sh(`trap 'echo int' INT; trap 'echo usr1' USR1; trap 'echo term; exit 5' TERM; echo ready; while :; do read x; done`)...)
 		in, out := pipes(t, cmd)
 		expect(t, out, "ready\n")
 		for _, s := range []struct {
 			signal syscall.Signal
 			answer string
-		}{{syscall.SIGINT, "int\n"}, {syscall.SIGINT, "int\n"}, {syscall.SIGHUP, "hup\n"}, {syscall.SIGTERM, "term\n"}} {
+		}{{syscall.SIGINT, "int\n"}, {syscall.SIGINT, "int\n"}, {syscall.SIGUSR1, "usr1\n"}, {syscall.SIGTERM, "term\n"}} {
 			if err := cmd.Process.Signal(s.signal); err != nil {
 				t.Fatal(err)
 			}

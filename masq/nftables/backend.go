@@ -214,6 +214,12 @@ func (b *Backend) Apply(ctx context.Context, rs masq.RuleSet, generation uint64)
 		return masq.Change{}, fmt.Errorf("writing table inet %s: %w", b.table.Name, explainErrno(err))
 	}
 	b.hold(&want, hash, gen+transactions)
+	// A transaction that changes nothing does not count in the kernel. With a
+	// generation that is still to come, somebody's next change would pass for
+	// ours.
+	if now, err := b.generation(); err != nil || int32(now-b.gen) < 0 {
+		b.held = nil
+	}
 	return change, nil
 }
 

@@ -166,6 +166,7 @@ func (b *Backend) stage(want layout, known found, d difference) (transactions ui
 		return nil
 	}
 	inUse := known.inUse()
+	fill := !known.found // there is something to do before the rules
 	room := max(1, (b.batch-32<<10)/(16+28)/chunk) // pieces that fit
 	pieces := 0
 	tx.AddTable(b.table)
@@ -173,6 +174,7 @@ func (b *Backend) stage(want layout, known found, d difference) (transactions ui
 		if inUse[s.name] {
 			continue
 		}
+		fill = true
 		if err := tx.AddSet(b.set(s), nil); err != nil {
 			return transactions, err
 		}
@@ -190,8 +192,10 @@ func (b *Backend) stage(want layout, known found, d difference) (transactions ui
 			pieces++
 		}
 	}
-	if err := flush(); err != nil {
-		return transactions, err
+	if fill {
+		if err := flush(); err != nil {
+			return transactions, err
+		}
 	}
 
 	for _, c := range known.layout.chains {
@@ -217,5 +221,6 @@ func (b *Backend) stage(want layout, known found, d difference) (transactions ui
 	}
 	b.addCounters(tx, want, known)
 	b.addChains(tx, want)
-	return transactions, flush()
+	err = flush()
+	return transactions, err
 }
