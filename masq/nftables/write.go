@@ -166,7 +166,7 @@ func (b *Backend) stage(want layout, known found, d difference) (transactions ui
 		return nil
 	}
 	inUse := known.inUse()
-	fill := !known.found // there is something to do before the rules
+	fill := !known.found                           // there is something to do before the rules
 	room := max(1, (b.batch-32<<10)/(16+28)/chunk) // pieces that fit
 	pieces := 0
 	tx.AddTable(b.table)
