@@ -133,20 +133,12 @@ func uncovered(c masq.Config, plan address.Plan) ([]address.Range, error) {
 	listed, _ := rules.Of(masq.IPv4)
 	var missing []address.Range
 	for _, e := range plan.InCluster() {
-		last := lastOf(e.Prefix)
+		last := masq.LastAddr(e.Prefix)
 		if !slices.ContainsFunc(listed.Exempt, func(i masq.Interval) bool { return i.Contains(e.Prefix.Addr()) && i.Contains(last) }) {
 			missing = append(missing, e)
 		}
 	}
 	return missing, nil
-}
-
-func lastOf(p netip.Prefix) netip.Addr {
-	a := p.Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		a[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(a)
 }
 
 func uncoversCluster(c masq.Config, missing []address.Range) environment.Violation {

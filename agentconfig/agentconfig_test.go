@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"sordino/environment/address"
+	"sordino/masq"
 )
 
 // plan is the defining page's example: nodes in 10.0.0.0/8, Pods elsewhere.
@@ -105,7 +106,7 @@ func TestTheClusterIsExempt(t *testing.T) {
 			t.Fatalf("%q: %v", text, err)
 		}
 		for _, e := range p.InCluster() {
-			if !slices.ContainsFunc(effective, func(r netip.Prefix) bool { return r.Contains(e.Prefix.Addr()) && r.Contains(lastOf(e.Prefix)) }) {
+			if !slices.ContainsFunc(effective, func(r netip.Prefix) bool { return r.Contains(e.Prefix.Addr()) && r.Contains(masq.LastAddr(e.Prefix)) }) {
 				t.Fatalf("%s %s is masqueraded with %q: %v", e.Kind, e.Prefix, text, effective)
 			}
 		}

@@ -175,7 +175,7 @@ func (s *Service) plan(tx Tx, e *Environment, v image.Version, refused []Violati
 		request.MaxPodsPerNode = address.DefaultMaxPodsPerNode
 	}
 	plan, problems := address.NewPlan(request)
-	return plan, fromAddress(problems), nil
+	return plan, problems, nil
 }
 
 // addressRequest asks for what a spec needs of its network.
@@ -215,14 +215,6 @@ func (s *Service) addressRequest(tx Tx, e *Environment, v image.Version) (addres
 			Master: p.GetPrivateClusterConfig().GetMasterIpv4CidrBlock(), WebServer: p.GetWebServerIpv4CidrBlock(), Database: p.GetCloudSqlIpv4CidrBlock()}
 	}
 	return request, nil, nil
-}
-
-func fromAddress(found []address.Violation) []Violation {
-	var violations []Violation
-	for _, v := range found {
-		violations = append(violations, Violation(v))
-	}
-	return violations
 }
 
 // asExhausted makes the refusal one of a failed precondition when all that is

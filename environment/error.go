@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"sordino/environment/address"
 )
 
 // Code says what kind of refusal an Error is. The edge maps each to one HTTP
@@ -47,12 +49,7 @@ type Error struct {
 
 // Violation is one field at fault, its path in proto spelling from the
 // environment's root: "config.node_config.enable_ip_masq_agent".
-type Violation struct {
-	Field       string            `json:"field"`
-	Reason      string            `json:"reason"`
-	Description string            `json:"description"`
-	Metadata    map[string]string `json:"metadata,omitempty"`
-}
+type Violation = address.Violation
 
 // Resource names a resource and its type, "Environment" for example.
 type Resource struct {

@@ -308,7 +308,7 @@ func (s *Service) resize(tx Tx, e *Environment, next *Spec, v image.Version, ref
 	if len(problems) > 0 {
 		plan = e.Plan
 	}
-	return plan, fromAddress(problems), nil
+	return plan, problems, nil
 }
 
 // maxAgentConfig is what a ConfigMap has room for.

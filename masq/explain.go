@@ -126,7 +126,7 @@ func explainEnds(rs RuleSet, fr FamilyRules, facts Facts, flow Flow) (Verdict, b
 		if !flow.Dst.Is4() || !p.Addr().Is4() || p.Bits() > 30 || !p.Contains(flow.Dst) {
 			continue
 		}
-		if flow.Dst == lastAddr(p) {
+		if flow.Dst == LastAddr(p) {
 			return untouched("%s is the broadcast address of %s on %s, which is never masqueraded", flow.Dst, p, n.Interface)
 		}
 	}

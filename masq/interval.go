@@ -13,7 +13,7 @@ type Interval struct {
 }
 
 func intervalOf(p netip.Prefix) Interval {
-	return Interval{p.Addr(), lastAddr(p)}
+	return Interval{p.Addr(), LastAddr(p)}
 }
 
 // Contains reports whether the address lies in the interval.
@@ -28,7 +28,7 @@ func (i Interval) Prefix() (netip.Prefix, bool) {
 		if p.Masked() != p {
 			continue
 		}
-		return p, lastAddr(p) == i.Last
+		return p, LastAddr(p) == i.Last
 	}
 	return netip.Prefix{}, false
 }
@@ -41,14 +41,14 @@ func (i Interval) Prefixes() []netip.Prefix {
 		bits := first.BitLen()
 		for bits > 0 {
 			p := netip.PrefixFrom(first, bits-1)
-			if p.Masked() != p || lastAddr(p).Compare(i.Last) > 0 {
+			if p.Masked() != p || LastAddr(p).Compare(i.Last) > 0 {
 				break
 			}
 			bits--
 		}
 		p := netip.PrefixFrom(first, bits)
 		out = append(out, p)
-		last := lastAddr(p)
+		last := LastAddr(p)
 		if last == i.Last {
 			return out
 		}
@@ -158,11 +158,11 @@ func find(merged []Interval, a netip.Addr) (Interval, bool) {
 // covers reports whether a merged list holds the whole prefix.
 func covers(merged []Interval, p netip.Prefix) bool {
 	iv, ok := find(merged, p.Addr())
-	return ok && lastAddr(p).Compare(iv.Last) <= 0
+	return ok && LastAddr(p).Compare(iv.Last) <= 0
 }
 
-// lastAddr is the highest address of a masked prefix.
-func lastAddr(p netip.Prefix) netip.Addr {
+// LastAddr is the highest address of a masked prefix.
+func LastAddr(p netip.Prefix) netip.Addr {
 	a := p.Addr()
 	return numberOf(a).withHostBits(a.BitLen() - p.Bits()).addr(FamilyOf(a))
 }

@@ -261,7 +261,7 @@ func TestPlanAgreesWithTheOracleAndWithExplain(t *testing.T) {
 		}
 		family := rapid.SampledFrom([]Family{IPv4, IPv6}).Draw(t, "family")
 		p := genPrefix(family).Draw(t, "destination")
-		for _, a := range []netip.Addr{p.Addr(), lastAddr(p)} {
+		for _, a := range []netip.Addr{p.Addr(), LastAddr(p)} {
 			fr, _ := rs.Of(family)
 			_, got := find(fr.Exempt, a)
 			if want := exemptOracle(c, o, a); got != want {
@@ -321,9 +321,9 @@ func TestIntervalPrefixesAreExactAndFew(t *testing.T) {
 			if p.Addr() != next || p != p.Masked() {
 				t.Fatalf("%s splits into %v", iv, prefixes)
 			}
-			next = lastAddr(p).Next()
+			next = LastAddr(p).Next()
 		}
-		if lastAddr(prefixes[len(prefixes)-1]) != iv.Last {
+		if LastAddr(prefixes[len(prefixes)-1]) != iv.Last {
 			t.Fatalf("%s splits into %v", iv, prefixes)
 		}
 		if len(prefixes) > 62 {

@@ -118,7 +118,16 @@ func (c *composer) ListEnvironments(ctx context.Context, r *servicepb.ListEnviro
 
 func (c *composer) UpdateEnvironment(ctx context.Context, r *servicepb.UpdateEnvironmentRequest) (*longrunningpb.Operation, error) {
 	// Not the name in the body: what was authorized is the name in the path.
-	name, err := environment.ParseName(r.GetName())
+	return c.change(ctx, r.GetName(), func(name environment.Name, o environment.CallOptions) (*environment.Operation, error) {
+		return c.environments.Update(ctx, environment.UpdateRequest{
+			Name: name, Spec: specOf(r.GetEnvironment()), Mask: r.GetUpdateMask().GetPaths(), CallOptions: o,
+		})
+	})
+}
+
+// change is what every change of an existing environment begins and ends with.
+func (c *composer) change(ctx context.Context, environmentName string, do func(environment.Name, environment.CallOptions) (*environment.Operation, error)) (*longrunningpb.Operation, error) {
+	name, err := environment.ParseName(environmentName)
 	if err != nil {
 		return nil, err
 	}
@@ -126,51 +135,28 @@ func (c *composer) UpdateEnvironment(ctx context.Context, r *servicepb.UpdateEnv
 	if err != nil {
 		return nil, err
 	}
-	o, err := c.environments.Update(ctx, environment.UpdateRequest{
-		Name: name, Spec: specOf(r.GetEnvironment()), Mask: r.GetUpdateMask().GetPaths(), CallOptions: options,
-	})
+	o, err := do(name, options)
 	return c.operation(ctx, o, err)
 }
 
 func (c *composer) DeleteEnvironment(ctx context.Context, r *servicepb.DeleteEnvironmentRequest) (*longrunningpb.Operation, error) {
-	name, err := environment.ParseName(r.GetName())
-	if err != nil {
-		return nil, err
-	}
-	options, err := callOptions(ctx)
-	if err != nil {
-		return nil, err
-	}
-	o, err := c.environments.Delete(ctx, name, options)
-	return c.operation(ctx, o, err)
+	return c.change(ctx, r.GetName(), func(name environment.Name, o environment.CallOptions) (*environment.Operation, error) {
+		return c.environments.Delete(ctx, name, o)
+	})
 }
 
 func (c *composer) CheckUpgrade(ctx context.Context, r *servicepb.CheckUpgradeRequest) (*longrunningpb.Operation, error) {
-	name, err := environment.ParseName(r.GetEnvironment())
-	if err != nil {
-		return nil, err
-	}
-	options, err := callOptions(ctx)
-	if err != nil {
-		return nil, err
-	}
-	o, err := c.environments.CheckUpgrade(ctx, name, r.GetImageVersion(), options)
-	return c.operation(ctx, o, err)
+	return c.change(ctx, r.GetEnvironment(), func(name environment.Name, o environment.CallOptions) (*environment.Operation, error) {
+		return c.environments.CheckUpgrade(ctx, name, r.GetImageVersion(), o)
+	})
 }
 
 // restartWebServer takes a message that is a RestartWebServerRequest on the
 // wire: a name as field 1.
 func (c *composer) restartWebServer(ctx context.Context, r *servicepb.GetEnvironmentRequest) (*longrunningpb.Operation, error) {
-	name, err := environment.ParseName(r.GetName())
-	if err != nil {
-		return nil, err
-	}
-	options, err := callOptions(ctx)
-	if err != nil {
-		return nil, err
-	}
-	o, err := c.environments.RestartWebServer(ctx, name, options)
-	return c.operation(ctx, o, err)
+	return c.change(ctx, r.GetName(), func(name environment.Name, o environment.CallOptions) (*environment.Operation, error) {
+		return c.environments.RestartWebServer(ctx, name, o)
+	})
 }
 
 func (c *composer) ListImageVersions(ctx context.Context, r *servicepb.ListImageVersionsRequest) (*servicepb.ListImageVersionsResponse, error) {
