@@ -32,6 +32,7 @@ lint: ## formatting, vet, staticcheck, shell scripts
 .PHONY: bench
 bench: build ## measure speed and size against baselines; writes docs/benchmarks.md
 	hack/setup
+	hack/kubernetes/build
 	$(GO) run ./test/bench -o docs/benchmarks.md
 
 .PHONY: golden
