@@ -119,7 +119,7 @@ func TestWithoutDefault(t *testing.T) {
 
 func TestMistakes(t *testing.T) {
 	for text, want := range map[string]string{
-		"networks:\n  - project: p\n    nam: n":                            "n.yaml: yaml: unmarshal errors:\n  line 3: field nam not found in type networks.networkDeclaration; see the documented format of the networks file",
+		"networks:\n  - project: p\n    nam: n":                            "n.yaml:3: the key \"nam\" is unknown here; write one of the documented keys, or leave it out\nn.yaml:2: name is missing in the entry near this line; write name: NETWORK\nn.yaml:2: network projects/p/global/networks/ has no subnetwork; add one under subnetworks: with name, region and primary",
 		"networks:\n  - project: p\n    name: n":                           "n.yaml:3: network projects/p/global/networks/n has no subnetwork; add one under subnetworks: with name, region and primary",
 		"defaultNetwork: false":                                            "n.yaml:1: there is no network at all; declare one under networks:, or leave defaultNetwork out",
 		strings.Replace(shared, "10.10.0.0/20", "10.10.1.0/20", 1):         "n.yaml:9: primary 10.10.1.0/20 has bits beyond its length; write 10.10.0.0/20",
