@@ -3,6 +3,10 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+# The version says which commit it is; what Go would add says how it was checked out.
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+BIN ?= bin
+ARCHITECTURES ?= amd64 arm64
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: help
@@ -10,10 +14,25 @@ help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build bin/ip-masq-agent and bin/sordino, static
+build: build-agent ## build bin/ip-masq-agent and bin/sordino, static
+	$(GOBUILD) -o $(BIN)/ ./cmd/sordino
+
+.PHONY: build-agent
+build-agent:
 	@# The agent serves a few pages on loopback: HTTP/2 would be memory for nothing.
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -tags nethttpomithttp2 -o bin/ ./cmd/ip-masq-agent
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sordino
+	$(GOBUILD) -tags nethttpomithttp2 -o $(BIN)/ ./cmd/ip-masq-agent
+
+.PHONY: images
+images: ## pack both into images for amd64 and arm64, below bin/images
+	@for arch in $(ARCHITECTURES); do GOOS=linux GOARCH=$$arch $(MAKE) -s build BIN=bin/images/linux-$$arch VERSION=$(VERSION) || exit; done
+	@$(GO) run ./deploy/images/build -version '$(VERSION)' -source '$(SOURCE)' \
+		-revision "$$(git rev-parse HEAD 2>/dev/null)" -created "$$(git log -1 --format=%ct 2>/dev/null || echo 0)" \
+		-architectures "$$(echo $(ARCHITECTURES) | tr ' ' ,)"
+
+.PHONY: push
+push: images ## push the images and their SBOMs: make push REGISTRY=registry.example.com/team
+	@[ -n "$(REGISTRY)" ] || { echo "say where to: make push REGISTRY=registry.example.com/team" >&2; exit 1; }
+	@$(GO) run ./deploy/images/build -push '$(REGISTRY)'
 
 .PHONY: run
 run: build ## build, then run the demo: the example network with real packets
