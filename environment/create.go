@@ -34,6 +34,14 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 			violations = append(violations, s.unsupportedForNew(v.ID))
 		}
 	}
+	// Clusters are asked before the transaction, which must not wait. What came
+	// of it is looked at inside: a request that is sent again has its answer.
+	var clusters []Cluster
+	if s.Clusters != nil {
+		if violations = append(violations, checkOnCluster(name.Location, &spec)...); v.ID != "" && !refusesPlace(violations) {
+			clusters = s.Clusters.Read(ctx, name.Location.ID)
+		}
+	}
 	return s.transact(ctx, name, r.CallOptions, fingerprint, func(tx Tx) (*Operation, error) {
 		if existing, err := tx.Environment(name); err == nil {
 			return nil, &Error{Code: AlreadyExists, Reason: "ENVIRONMENT_ALREADY_EXISTS",
@@ -47,7 +55,14 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 		e := &Environment{Name: name, UUID: s.NewID(), State: Creating, Spec: spec, Created: now, Updated: now,
 			Agent: AgentConfig{Generation: 1}, Generation: 1}
 		all := slices.Clone(violations)
-		if v.ID != "" {
+		var place error
+		switch {
+		case v.ID == "":
+		case s.Clusters != nil:
+			var found []Violation
+			found, place = s.place(tx, e, v, clusters, violations)
+			all = append(all, found...)
+		default:
 			plan, found, err := s.plan(tx, e, v, violations)
 			if err != nil {
 				return nil, err
@@ -57,6 +72,9 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 		}
 		if err := Refuse(all); err != nil {
 			return nil, asExhausted(err, all)
+		}
+		if place != nil {
+			return nil, place
 		}
 		if r.ValidateOnly {
 			return s.planned(Create, e), nil
@@ -140,7 +158,7 @@ func (s *Service) unsupportedForNew(id string, suggestions ...string) Violation 
 }
 
 func (s *Service) checkLocation(at Location) []Violation {
-	known := s.Networks.Locations()
+	known := s.locations()
 	if slices.Contains(known, at.ID) {
 		return nil
 	}
@@ -159,7 +177,7 @@ func (s *Service) plan(tx Tx, e *Environment, v image.Version, refused []Violati
 	refuses := func(field string) bool {
 		return slices.ContainsFunc(refused, func(r Violation) bool { return within(r.Field, field) })
 	}
-	if refuses(fieldNetwork) || refuses(fieldSubnetwork) || slices.ContainsFunc(refused, func(r Violation) bool { return r.Reason == "LOCATION_UNSUPPORTED" }) {
+	if refusesPlace(refused) {
 		return address.Plan{}, nil, nil
 	}
 	request, found, err := s.addressRequest(tx, e, v)
@@ -178,7 +196,8 @@ func (s *Service) plan(tx Tx, e *Environment, v image.Version, refused []Violati
 	return plan, problems, nil
 }
 
-// addressRequest asks for what a spec needs of its network.
+// addressRequest asks for what a spec needs of its network. Without a
+// transaction nobody else is on it: an existing cluster's ranges are its own.
 func (s *Service) addressRequest(tx Tx, e *Environment, v image.Version) (address.Request, []Violation, error) {
 	n := e.Spec.Config.GetNodeConfig()
 	networkID := networkName(e.Name.Project, n.GetNetwork())
@@ -190,9 +209,11 @@ func (s *Service) addressRequest(tx Tx, e *Environment, v image.Version) (addres
 	if err != nil {
 		return address.Request{}, nil, err
 	}
-	reservations, err := tx.Reservations(networkID)
-	if err != nil {
-		return address.Request{}, nil, err
+	var reservations []address.Reservation
+	if tx != nil {
+		if reservations, err = tx.Reservations(networkID); err != nil {
+			return address.Request{}, nil, err
+		}
 	}
 	nodes := int(e.Spec.Config.GetNodeCount())
 	if nodes == 0 {

@@ -21,6 +21,12 @@ func (e *Environment) Effective() *servicepb.EnvironmentConfig {
 	if c.GetNodeConfig().GetLocation() != "" && len(e.UUID) >= 8 {
 		c.GkeCluster = fmt.Sprintf("%s/clusters/%s-%s-%s-gke", c.NodeConfig.Location, e.Name.Location.ID, e.Name.ID, e.UUID[:8])
 	}
+	if e.Cluster != "" {
+		c.GkeCluster = fmt.Sprintf("projects/%s/locations/%s/clusters/%s", e.Name.Project, e.Name.Location.ID, e.Cluster)
+		if majorOf(&s) == 1 && e.Spec.Config.GetNodeCount() == 0 {
+			c.NodeCount = int32(e.nodeCount())
+		}
+	}
 	if private(&s) {
 		p := c.PrivateEnvironmentConfig
 		if r := e.Plan.Range(address.Master); r.IsValid() {
@@ -40,6 +46,9 @@ func (e *Environment) Effective() *servicepb.EnvironmentConfig {
 func (e *Environment) MaxPodsPerNode() int32 {
 	if e.Spec.MaxPodsPerNode != 0 {
 		return e.Spec.MaxPodsPerNode
+	}
+	if e.Cluster != "" {
+		return int32(e.Plan.MaxPodsPerNode)
 	}
 	return DefaultMaxPodsPerNode
 }
@@ -134,6 +143,9 @@ func comparable(name Name, spec *Spec, plan address.Plan) Spec {
 	}
 	if s.MaxPodsPerNode == 0 {
 		s.MaxPodsPerNode = DefaultMaxPodsPerNode
+		if plan.MaxPodsPerNode != 0 { // an existing cluster's own
+			s.MaxPodsPerNode = int32(plan.MaxPodsPerNode)
+		}
 	}
 	switch s.NetworkingType {
 	case "", "NETWORKING_TYPE_UNSPECIFIED":

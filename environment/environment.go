@@ -2,6 +2,7 @@ package environment
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
@@ -46,6 +47,9 @@ type Environment struct {
 	State            State
 	Spec             Spec
 	Created, Updated time.Time
+	// Cluster is the existing cluster that the environment has; empty where the
+	// driver makes one. It never changes.
+	Cluster string
 
 	// Plan is every range and address that the environment uses, given or
 	// chosen.
@@ -80,7 +84,8 @@ func (e *Environment) Missing(o Observed) error {
 	if o.Generation != e.Generation {
 		return fmt.Errorf("generation %d is in place, not %d", o.Generation, e.Generation)
 	}
-	if want := len(e.Plan.NodeAddresses); len(o.Nodes) != want {
+	// An existing cluster has the nodes that it has, at least one.
+	if want := len(e.Plan.NodeAddresses); len(o.Nodes) != want && (e.Cluster == "" || len(o.Nodes) == 0) {
 		return fmt.Errorf("%d nodes are in place, not %d", len(o.Nodes), want)
 	}
 	for _, n := range o.Nodes {
@@ -94,6 +99,27 @@ func (e *Environment) Missing(o Observed) error {
 	return nil
 }
 
+// Reservations are the ranges and addresses that nobody else on the network may
+// have. An existing cluster's are its own affair: two clusters may have the same.
+func (e *Environment) Reservations() []address.Reservation {
+	if e.Cluster != "" {
+		return nil
+	}
+	return e.Plan.Reservations(e.Name.String())
+}
+
+// NodeNetwork are the addresses of the i-th observed node and of its Pods;
+// invalid where they are not known.
+func (e *Environment) NodeNetwork(i int) (node netip.Addr, pods netip.Prefix) {
+	if n := e.Observed.Nodes[i].Network; n != nil {
+		return n.Address, n.PodCIDR
+	}
+	if e.Cluster == "" && i < len(e.Plan.NodeAddresses) {
+		return e.Plan.NodeAddresses[i], e.Plan.NodePods(i)
+	}
+	return netip.Addr{}, netip.Prefix{}
+}
+
 // Observed is what a driver found.
 type Observed struct {
 	// Generation is the environment's generation that is in place.
@@ -104,6 +130,15 @@ type Observed struct {
 	Proof string `json:"proof,omitempty"`
 	// Checked is when that was, not when somebody looked.
 	Checked time.Time `json:"checked,omitzero"`
+	// Unseen says that the cluster cannot be observed at the moment: everything
+	// else is what was found before. The reconciler sets it.
+	Unseen *Unseen `json:"unseen,omitempty"`
+}
+
+// Unseen is since when a cluster could not be observed, and why not at first.
+type Unseen struct {
+	Since time.Time `json:"since"`
+	Cause string    `json:"cause"`
 }
 
 // ObservedNode is one node and its agent.
@@ -119,6 +154,17 @@ type ObservedNode struct {
 	Hash              string `json:"hash"`
 	// Error is why the node does not hold what it should.
 	Error string `json:"error,omitempty"`
+	// Network is where an existing cluster's node is; nil where it follows from
+	// the plan.
+	Network *NodeNetwork `json:"network,omitempty"`
 	// Findings are what the agent has to say of its configuration.
 	Findings []string `json:"findings,omitempty"`
+}
+
+// NodeNetwork is where a node is.
+type NodeNetwork struct {
+	Address netip.Addr `json:"address,omitzero"`
+	// PodCIDR is its Pods' range; invalid where the network plugin keeps it to
+	// itself.
+	PodCIDR netip.Prefix `json:"podCidr,omitzero"`
 }

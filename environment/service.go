@@ -11,6 +11,9 @@ import (
 type Options struct {
 	Store    Store
 	Networks Networks
+	// Clusters are existing ones that environments are placed on; nil where the
+	// driver makes a cluster for each.
+	Clusters Clusters
 	// Images are the image versions that are known.
 	Images *image.Catalogue
 	// CheckAgentConfig validates a user's configuration of the agent for a
@@ -28,7 +31,8 @@ type Options struct {
 type Networks interface {
 	// Network returns a network by its full resource name for an environment of
 	// a project: its own or, with Shared VPC, a host project's. An *Error says
-	// why there is none, and which there are.
+	// why there is none, and which there are. One without subnetworks is that of
+	// the existing cluster that is taken.
 	Network(project, name string) (address.Network, error)
 	// Locations are those that an environment can be created in.
 	Locations() []string

@@ -39,6 +39,9 @@ type Tx interface {
 	// replaces the one with the same Revision (ErrConflict). It sets the new
 	// Revision, and reserves what Plan holds.
 	PutEnvironment(*Environment) error
+	// ClusterHolders are the names of the environments that have an existing
+	// cluster, by the cluster's name. No two can have the same one.
+	ClusterHolders() (map[string]Name, error)
 	// DeleteEnvironment removes it and what it reserves; removing what is not
 	// there is no error.
 	DeleteEnvironment(Name) error

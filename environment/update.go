@@ -294,6 +294,9 @@ func newViolations(e *Environment, next *Spec, v image.Version) []Violation {
 
 // resize plans the addresses of another number of nodes.
 func (s *Service) resize(tx Tx, e *Environment, next *Spec, v image.Version, refused []Violation) (address.Plan, []Violation, error) {
+	if e.Cluster != "" {
+		return e.Plan, checkNodesOfCluster(e, next), nil
+	}
 	was, is := effective(e.Name, &e.Spec), effective(e.Name, next)
 	if was.Config.NodeCount == is.Config.NodeCount || slices.ContainsFunc(refused, func(v Violation) bool { return within(v.Field, fieldNodeCount) }) {
 		return e.Plan, nil, nil

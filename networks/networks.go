@@ -25,6 +25,9 @@ type Networks struct {
 	declared map[string]network
 	// standard adds the network "default" to every project that declares none.
 	standard bool
+	// existing makes that one of existing clusters, which have subnetworks of
+	// their own.
+	existing bool
 }
 
 type network struct {
@@ -85,6 +88,13 @@ var autoMode = map[string]string{
 // "default" a region, as an auto mode VPC network has them.
 func Default() *Networks { return &Networks{standard: true} }
 
+// OnClusters are the same networks for existing clusters: the network "default"
+// that is not declared is that of the cluster which is taken, and has no
+// subnetworks here.
+func (n *Networks) OnClusters() *Networks {
+	return &Networks{declared: n.declared, standard: n.standard, existing: true}
+}
+
 // Network returns a network by its full resource name for an environment of a
 // project.
 func (n *Networks) Network(project, name string) (address.Network, error) {
@@ -98,6 +108,9 @@ func (n *Networks) Network(project, name string) (address.Network, error) {
 			Metadata: map[string]string{"network": name, "project": project}}
 	}
 	if n.standard && owner == project && id == "default" {
+		if n.existing {
+			return address.Network{Name: name}, nil
+		}
 		return automatic(name), nil
 	}
 	return address.Network{}, &environment.Error{Code: environment.InvalidArgument, Reason: "NETWORK_NOT_FOUND",

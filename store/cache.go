@@ -56,6 +56,16 @@ func (d *environmentDocument) clone() environmentDocument {
 	c.Observed.Nodes = slices.Clone(d.Observed.Nodes)
 	for i := range c.Observed.Nodes {
 		c.Observed.Nodes[i].Findings = slices.Clone(d.Observed.Nodes[i].Findings)
+		c.Observed.Nodes[i].Network = copied(d.Observed.Nodes[i].Network)
 	}
+	c.Observed.Unseen = copied(d.Observed.Unseen)
 	return c
+}
+
+func copied[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	c := *p
+	return &c
 }

@@ -34,7 +34,7 @@ func TestCloneKnowsEveryPointer(t *testing.T) {
 	}
 	walk("", reflect.TypeFor[environmentDocument]())
 	slices.Sort(paths)
-	want := []string{".Observed.Nodes", ".Observed.Nodes[].Findings", ".Plan.NodeAddresses", ".Plan.Ranges", ".Plan.Warnings", ".Spec.Config", ".Spec.Labels", ".Spec.Storage"}
+	want := []string{".Observed.Nodes", ".Observed.Nodes[].Findings", ".Observed.Nodes[].Network", ".Observed.Unseen", ".Plan.NodeAddresses", ".Plan.Ranges", ".Plan.Warnings", ".Spec.Config", ".Spec.Labels", ".Spec.Storage"}
 	if diff := cmp.Diff(want, paths); diff != "" {
 		t.Errorf("clone copies (-), the type has (+):\n%s", diff)
 	}

@@ -90,12 +90,13 @@ type environmentRecord struct {
 	Updated    int64             `json:"updated"`
 	Generation int64             `json:"generation"`
 	Revision   int64             `json:"revision"`
+	Cluster    string            `json:"cluster,omitempty"` // a column of an environment
 	environmentDocument
 }
 
 func encodeEnvironment(e *environment.Environment) (r environmentRecord, err error) {
 	r = environmentRecord{Name: e.Name, UUID: e.UUID, State: e.State, Created: nanoseconds(e.Created), Updated: nanoseconds(e.Updated),
-		Generation: e.Generation, Revision: e.Revision,
+		Generation: e.Generation, Revision: e.Revision, Cluster: e.Cluster,
 		environmentDocument: environmentDocument{Plan: e.Plan, Agent: e.Agent, Observed: e.Observed}}
 	r.Spec, err = encodeSpec(e.Spec)
 	return r, err
@@ -108,7 +109,7 @@ func (r environmentRecord) decode() (*environment.Environment, error) {
 	}
 	return &environment.Environment{Name: r.Name, UUID: r.UUID, State: r.State, Spec: spec,
 		Created: moment(r.Created), Updated: moment(r.Updated), Plan: r.Plan, Agent: r.Agent,
-		Generation: r.Generation, Observed: r.Observed, Revision: r.Revision}, nil
+		Generation: r.Generation, Observed: r.Observed, Revision: r.Revision, Cluster: r.Cluster}, nil
 }
 
 // operationDocument is what of an operation is in no column.

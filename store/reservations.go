@@ -23,7 +23,7 @@ func (r *reservations) forget() { r.lists, r.changed = nil, false }
 
 // replace puts an owner's reservations in the place of earlier ones. Lists that
 // were handed out are never written.
-func (r *reservations) replace(owner environment.Name, fresh bool, plan address.Plan) {
+func (r *reservations) replace(owner environment.Name, fresh bool, in string, reserved []address.Reservation) {
 	r.changed = true
 	name := owner.String()
 	for network, list := range r.lists {
@@ -36,15 +36,15 @@ func (r *reservations) replace(owner environment.Name, fresh bool, plan address.
 				}
 			})
 		}
-		if network == plan.Network {
-			r.lists[network] = append(r.lists[network], plan.Reservations(name)...)
+		if network == in {
+			r.lists[network] = append(r.lists[network], reserved...)
 		}
 	}
 }
 
 // reserve replaces what an environment reserves, where it is another.
 func (t *tx) reserve(key int64, e *environment.Environment) error {
-	network, list := e.Plan.Network, e.Plan.Reservations(e.Name.String())
+	network, list := e.Plan.Network, e.Reservations()
 	fresh := e.Revision == 0
 	if !fresh {
 		had, err := t.reservations("r.environment = ?", key)
@@ -64,7 +64,7 @@ func (t *tx) reserve(key int64, e *environment.Environment) error {
 			return err
 		}
 	}
-	t.reserved.replace(e.Name, fresh, e.Plan)
+	t.reserved.replace(e.Name, fresh, network, list)
 	return nil
 }
 

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"sordino/environment"
-	"sordino/environment/address"
 )
 
 // tx implements [environment.Tx].
@@ -75,7 +74,7 @@ func (s *selection) query(columns, order string, limit int) (string, []any) {
 	return columns, s.arguments
 }
 
-const environmentColumns = "SELECT key, project, location, id, uuid, state, created, updated, generation, revision, config FROM environments"
+const environmentColumns = "SELECT key, project, location, id, uuid, state, created, updated, generation, revision, cluster, config FROM environments"
 
 func (t *tx) Environment(name environment.Name) (*environment.Environment, error) {
 	list, err := t.environments(environmentColumns+" WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
@@ -116,7 +115,7 @@ func (t *tx) environments(query string, arguments ...any) (list []*environment.E
 	if err := t.query(query, arguments, func(rows *sql.Rows) error {
 		var r row
 		var config any // an empty message is an empty blob, and not NULL
-		if err := rows.Scan(&r.key, &r.Name.Project, &r.Name.Location.ID, &r.Name.ID, &r.UUID, &r.State, &r.Created, &r.Updated, &r.Generation, &r.Revision, &config); err != nil {
+		if err := rows.Scan(&r.key, &r.Name.Project, &r.Name.Location.ID, &r.Name.ID, &r.UUID, &r.State, &r.Created, &r.Updated, &r.Generation, &r.Revision, &r.Cluster, &config); err != nil {
 			return err
 		}
 		// In a transaction that writes, a revision may be one that never comes to be.
@@ -169,6 +168,18 @@ func (t *tx) EnvironmentNames() (map[string]environment.Name, error) {
 	return names, err
 }
 
+func (t *tx) ClusterHolders() (map[string]environment.Name, error) {
+	holders := map[string]environment.Name{}
+	err := t.query("SELECT cluster, project, location, id FROM environments WHERE cluster <> ''", nil, func(rows *sql.Rows) error {
+		var cluster string
+		var name environment.Name
+		err := rows.Scan(&cluster, &name.Project, &name.Location.ID, &name.ID)
+		holders[cluster] = name
+		return err
+	})
+	return holders, err
+}
+
 func (t *tx) PutEnvironment(e *environment.Environment) error {
 	r, err := encodeEnvironment(e)
 	if err != nil {
@@ -187,14 +198,14 @@ func (t *tx) PutEnvironment(e *environment.Environment) error {
 	var key int64
 	each := func(rows *sql.Rows) error { return rows.Scan(&key) }
 	if e.Revision == 0 {
-		err = t.query(`INSERT INTO environments (project, location, id, uuid, state, created, updated, generation, revision, config, document)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT DO NOTHING RETURNING key`,
-			[]any{e.Name.Project, e.Name.Location.ID, e.Name.ID, e.UUID, r.State, r.Created, r.Updated, r.Generation, config, string(document)}, each)
+		err = t.query(`INSERT INTO environments (project, location, id, uuid, state, created, updated, generation, revision, cluster, config, document)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING key`,
+			[]any{e.Name.Project, e.Name.Location.ID, e.Name.ID, e.UUID, r.State, r.Created, r.Updated, r.Generation, r.Cluster, config, string(document)}, each)
 	} else {
 		// The UUID tells it from one that was created again under its name.
-		err = t.query(`UPDATE environments SET state = ?, created = ?, updated = ?, generation = ?, revision = revision + 1, config = ?, document = ?
+		err = t.query(`UPDATE environments SET state = ?, created = ?, updated = ?, generation = ?, revision = revision + 1, cluster = ?, config = ?, document = ?
 			WHERE project = ? AND location = ? AND id = ? AND uuid = ? AND revision = ? RETURNING key`,
-			[]any{r.State, r.Created, r.Updated, r.Generation, config, string(document),
+			[]any{r.State, r.Created, r.Updated, r.Generation, r.Cluster, config, string(document),
 				e.Name.Project, e.Name.Location.ID, e.Name.ID, e.UUID, e.Revision}, each)
 	}
 	if err != nil {
@@ -213,7 +224,7 @@ func (t *tx) PutEnvironment(e *environment.Environment) error {
 func (t *tx) DeleteEnvironment(name environment.Name) error {
 	err := t.exec("DELETE FROM environments WHERE project = ? AND location = ? AND id = ?", name.Project, name.Location.ID, name.ID)
 	if err == nil {
-		t.reserved.replace(name, false, address.Plan{})
+		t.reserved.replace(name, false, "", nil)
 	}
 	return err
 }

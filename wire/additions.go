@@ -46,6 +46,7 @@ var additions = map[string]string{
 			field { name: "max_services" number: 9 type: TYPE_INT32 label: LABEL_OPTIONAL }
 			field { name: "agent_exempts" number: 10 type: TYPE_STRING label: LABEL_REPEATED }
 			field { name: "warnings" number: 11 type: TYPE_STRING label: LABEL_REPEATED }
+			field { name: "cluster" number: 12 type: TYPE_STRING label: LABEL_OPTIONAL }
 		}
 		nested_type {
 			name: "Range"

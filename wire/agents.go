@@ -99,8 +99,11 @@ func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentReq
 	for i, n := range e.Observed.Nodes {
 		node := &masqv1.Node{Name: n.Name, Ready: n.Ready, ConfigGeneration: n.ConfigGeneration, DesiredGeneration: n.DesiredGeneration,
 			AppliedGeneration: n.AppliedGeneration, Hash: n.Hash, Error: n.Error, Findings: n.Findings}
-		if i < len(e.Plan.NodeAddresses) {
-			node.Address, node.PodCidr = e.Plan.NodeAddresses[i].String(), e.Plan.NodePods(i).String()
+		if address, pods := e.NodeNetwork(i); address.IsValid() {
+			node.Address = address.String()
+			if pods.IsValid() {
+				node.PodCidr = pods.String()
+			}
 		}
 		out.Nodes = append(out.Nodes, node)
 	}
@@ -227,8 +230,9 @@ func (m *masqAgents) ExplainFlow(ctx context.Context, r *masqv1.ExplainFlowReque
 			n.SeenAs = a.SeenAs.String()
 		}
 		for i, o := range e.Observed.Nodes {
-			if o.Name == a.Node && i < len(e.Plan.NodeAddresses) {
-				n.SourceIsHere = e.Plan.NodePods(i).Contains(flow.Source)
+			if o.Name == a.Node {
+				_, pods := e.NodeNetwork(i)
+				n.SourceIsHere = pods.Contains(flow.Source)
 			}
 		}
 		out.Nodes = append(out.Nodes, n)

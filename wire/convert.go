@@ -220,6 +220,7 @@ func planInto(m protoreflect.Message, e *environment.Environment) {
 	set(m, "max_pods_per_node", number(p.MaxPodsPerNode))
 	set(m, "max_nodes", number(p.MaxNodes))
 	set(m, "max_services", number(p.MaxServices))
+	set(m, "cluster", text(e.Cluster))
 	for _, w := range p.Warnings {
 		list("warnings").Append(text(valid(w)))
 	}

@@ -46,11 +46,15 @@ type plan struct {
 	MaxPodsPerNode      int      `json:"maxPodsPerNode"`
 	MaxNodes            int      `json:"maxNodes"`
 	MaxServices         int      `json:"maxServices"`
+	Cluster             string   `json:"cluster"`
 	AgentExempts        []string `json:"agentExempts"`
 	Warnings            []string `json:"warnings"`
 }
 
 func writePlan(w io.Writer, p *plan) {
+	if p.Cluster != "" {
+		fmt.Fprintf(w, "cluster:    %s, which is there already\n", p.Cluster)
+	}
 	fmt.Fprintf(w, "network:    %s, subnetwork %s\n", p.Network, p.Subnetwork)
 	fmt.Fprintf(w, "nodes:      %s; at most %d\n", strings.Join(p.NodeAddresses, ", "), p.MaxNodes)
 	fmt.Fprintf(w, "Pods:       a /%d and at most %d Pods a node\n", p.NodePodPrefixLength, p.MaxPodsPerNode)

@@ -24,9 +24,10 @@ type Chooser string
 
 // Who chooses.
 const (
-	Given  Chooser = "given"  // the user wrote it
-	Named  Chooser = "named"  // the user named a secondary range or subnetwork
-	Chosen Chooser = "chosen" // the server took the first free block
+	Given   Chooser = "given"   // the user wrote it
+	Named   Chooser = "named"   // the user named a secondary range or subnetwork
+	Chosen  Chooser = "chosen"  // the server took the first free block
+	Cluster Chooser = "cluster" // the existing cluster has it
 )
 
 // Range is one range of a plan.
@@ -38,7 +39,9 @@ type Range struct {
 	Name string `json:"name,omitempty"`
 }
 
-// Plan is every range and address of one environment.
+// Plan is every range and address of one environment. That of an environment on
+// an existing cluster is what the cluster had when it was taken: nodes may come
+// and go after.
 type Plan struct {
 	// Network and Subnetwork are full resource names:
 	// projects/P/global/networks/N, projects/P/regions/R/subnetworks/S.

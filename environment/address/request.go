@@ -66,6 +66,7 @@ const (
 const (
 	fieldSubnetwork    = "config.node_config.subnetwork"
 	fieldNodeCount     = "config.node_count"
+	fieldMaxPods       = "config.node_config.max_pods_per_node"
 	fieldPods          = "config.node_config.ip_allocation_policy.cluster_ipv4_cidr_block"
 	fieldPodsName      = "config.node_config.ip_allocation_policy.cluster_secondary_range_name"
 	fieldServices      = "config.node_config.ip_allocation_policy.services_ipv4_cidr_block"
