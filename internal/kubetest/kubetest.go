@@ -54,6 +54,19 @@ type Options struct {
 	ControllerManager bool
 	// APIServerArgs are further arguments of kube-apiserver.
 	APIServerArgs []string
+
+	// Nodes is how many nodes there are: n1 at 10.89.0.11 with Pods from
+	// 10.88.1.0/24, and so on. They take root, cgroups of version 1, and 6 s.
+	// They imply a controller manager and a scheduler.
+	Nodes int
+	// Images are archives to import on every node, beside [Image]. Pods need
+	// imagePullPolicy Never or IfNotPresent: there is no registry.
+	Images []string
+	// Proxy is kube-proxy's mode, "iptables" or "nftables". Without kube-proxy
+	// only the Service kubernetes has an address that leads somewhere.
+	Proxy string
+	// IPMasq makes the nodes' CNI plugin masquerade by itself.
+	IPMasq bool
 }
 
 // The ranges of every cluster.
@@ -77,9 +90,16 @@ type Cluster struct {
 	client  *http.Client // bears the admin's certificate
 
 	address  netip.AddrPort // of the API server, as this process reaches it
+	inside   netip.AddrPort // and as the cluster does
 	etcdPort int
 	running  []*process // in the order of their start
 	api      *process
+
+	Nodes     []*Node
+	Service   *Service
+	cgroup    *cgroup
+	control   *netns.NS // of the control plane; nil without nodes
+	forwarder *forwarder
 }
 
 // Start starts a cluster for the length of the test. A machine that cannot
@@ -117,7 +137,7 @@ func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "sordino-kubetest-")
+	dir, err := os.MkdirTemp("", prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -127,8 +147,18 @@ func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 			err = errors.Join(err, c.Close())
 		}
 	}()
+	if o.Nodes > 0 {
+		if err := c.startNetwork(); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.startControlPlane(ctx); err != nil {
 		return nil, err
+	}
+	if o.Nodes > 0 {
+		if err := c.startNodes(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return c, nil
 }
@@ -162,8 +192,16 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	c.etcdPort = ports[0]
-	c.address = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(ports[2]))
-	if c.pki, err = newPKI(filepath.Join(c.dir, "pki"), c.address.Addr(), ServiceRange.Addr().Next()); err != nil {
+	c.inside = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(ports[2]))
+	c.address = c.inside
+	if c.control != nil {
+		c.inside = netip.AddrPortFrom(controlAddress, 443) // the Service's port, too
+		if c.forwarder, err = newForwarder(c.control, c.inside); err != nil {
+			return err
+		}
+		c.address = c.forwarder.listener.Addr().(*net.TCPAddr).AddrPort()
+	}
+	if c.pki, err = newPKI(filepath.Join(c.dir, "pki"), controlAddress, ServiceRange.Addr().Next()); err != nil {
 		return err
 	}
 	if _, err := c.KubeconfigFor("admin", "system:masters"); err != nil {
@@ -178,7 +216,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	c.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{certificate}}, DisableKeepAlives: true}}
 
 	peer := fmt.Sprintf("http://127.0.0.1:%d", ports[1])
-	_, err = c.start(nil, "etcd", "etcd", "--name=e", "--data-dir="+filepath.Join(c.dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
+	_, err = c.start("etcd", "etcd", "--name=e", "--data-dir="+filepath.Join(c.dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls="+c.etcd(), "--advertise-client-urls="+c.etcd(),
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=e="+peer)
 	if err != nil {
@@ -187,14 +225,14 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.StartAPI(ctx); err != nil {
 		return err
 	}
-	if !c.options.ControllerManager {
+	if !c.options.ControllerManager && c.control == nil {
 		return nil
 	}
-	config, err := c.KubeconfigFor("system:kube-controller-manager")
+	config, err := c.kubeconfigFor("https://"+c.inside.String(), "system:kube-controller-manager")
 	if err != nil {
 		return err
 	}
-	_, err = c.start(nil, "kube-controller-manager", "kube-controller-manager", "--kubeconfig="+config, "--leader-elect=false",
+	_, err = c.start("kube-controller-manager", "kube-controller-manager", "--kubeconfig="+config, "--leader-elect=false",
 		"--bind-address=127.0.0.1", "--secure-port=0", "--use-service-account-credentials=true",
 		"--service-account-private-key-file="+c.pki.path("sa.key"), "--root-ca-file="+c.pki.path("ca.crt"))
 	if err != nil {
@@ -214,14 +252,19 @@ func (c *Cluster) etcd() string { return fmt.Sprintf("http://127.0.0.1:%d", c.et
 func (c *Cluster) StartAPI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
+	bind, reconciler := c.inside.Addr().String(), "none"
+	if c.control != nil {
+		bind, reconciler = "0.0.0.0", "master-count"
+	}
 	args := append([]string{"kube-apiserver", "--etcd-servers=" + c.etcd(),
-		"--bind-address=" + c.address.Addr().String(), "--secure-port=" + strconv.Itoa(int(c.address.Port())), "--advertise-address=" + c.address.Addr().String(),
-		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=" + ServiceRange.String(),
+		"--bind-address=" + bind, "--secure-port=" + strconv.Itoa(int(c.inside.Port())), "--advertise-address=" + c.inside.Addr().String(),
+		// Webhooks are called at their Pods' addresses: the control plane has no kube-proxy.
+		"--endpoint-reconciler-type=" + reconciler, "--enable-aggregator-routing=true", "--service-cluster-ip-range=" + ServiceRange.String(),
 		"--client-ca-file=" + c.pki.path("ca.crt"), "--tls-cert-file=" + c.pki.path("apiserver.crt"), "--tls-private-key-file=" + c.pki.path("apiserver.key"),
 		"--kubelet-client-certificate=" + c.pki.path("kubelet-client.crt"), "--kubelet-client-key=" + c.pki.path("kubelet-client.key"), "--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + c.pki.path("sa.key"), "--service-account-signing-key-file=" + c.pki.path("sa.key"),
 		"--authorization-mode=Node,RBAC", "--allow-privileged=true"}, c.options.APIServerArgs...)
-	api, err := c.start(nil, "kube-apiserver", args...)
+	api, err := c.start("kube-apiserver", args...)
 	if err != nil {
 		return err
 	}
@@ -302,21 +345,55 @@ func (c *Cluster) TryKubectl(ctx context.Context, stdin string, args ...string) 
 	return stdout.String(), nil
 }
 
+// startNodes builds the image and starts the nodes side by side.
+func (c *Cluster) startNodes(ctx context.Context) error {
+	config, err := c.kubeconfigFor("https://"+c.inside.String(), "system:kube-scheduler")
+	if err != nil {
+		return err
+	}
+	if _, err := c.start("kube-scheduler", "kube-scheduler", "--kubeconfig="+config, "--leader-elect=false", "--bind-address=127.0.0.1", "--secure-port=0"); err != nil {
+		return err
+	}
+	if err := buildImage(filepath.Join(c.dir, "pod"), filepath.Join(c.dir, "pod.tar")); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, "node.sh"), []byte(nodeScript), 0o644); err != nil {
+		return err
+	}
+	return c.AddNodes(ctx, c.options.Nodes)
+}
+
 // Close ends everything and removes it.
 func (c *Cluster) Close() error {
+	var errs []error
+	for _, n := range c.Nodes {
+		errs = append(errs, n.Stop())
+	}
 	for i := len(c.running) - 1; i >= 0; i-- {
 		c.running[i].Kill()
 	}
 	c.starter.close()
-	if os.Getenv(Keep) != "" {
-		return nil
+	if c.forwarder != nil {
+		c.forwarder.close()
 	}
-	return os.RemoveAll(c.dir)
+	if c.Service != nil {
+		errs = append(errs, c.Service.close())
+	}
+	if c.control != nil {
+		errs = append(errs, c.control.Close())
+	}
+	if c.cgroup != nil {
+		errs = append(errs, c.cgroup.remove())
+	}
+	if os.Getenv(Keep) == "" {
+		errs = append(errs, os.RemoveAll(c.dir))
+	}
+	return errors.Join(errs...)
 }
 
-// start starts a component in a namespace, or where this process is.
-func (c *Cluster) start(ns *netns.NS, log string, args ...string) (*process, error) {
-	p, err := c.starter.start(ns, exec.Command(filepath.Join(c.made, "kubernetes"), args...), filepath.Join(c.dir, log+".log"))
+// start starts a component of the control plane.
+func (c *Cluster) start(log string, args ...string) (*process, error) {
+	p, err := c.starter.start(c.control, exec.Command(filepath.Join(c.made, "kubernetes"), args...), filepath.Join(c.dir, log+".log"))
 	if err == nil {
 		c.running = append(c.running, p)
 	}

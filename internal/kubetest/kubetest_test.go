@@ -2,10 +2,13 @@ package kubetest_test
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sordino/internal/kubetest"
+	"sordino/internal/netnstest"
 )
 
 func TestAPIServer(t *testing.T) {
@@ -36,5 +39,76 @@ func TestAPIServer(t *testing.T) {
 	}
 	if got := c.Kubectl(t, "", "--kubeconfig", os.DevNull, "--server", c.Server(), "--certificate-authority", c.CA(), "--token", token, "auth", "whoami"); !strings.Contains(got, "system:serviceaccount:default:default") {
 		t.Errorf("the token is of %s", got)
+	}
+}
+
+// clients is a DaemonSet whose Pods call the outside service all the time.
+const clients = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: client, namespace: default}
+spec:
+  selector: {matchLabels: {app: client}}
+  template:
+    metadata: {labels: {app: client}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - {name: client, image: "kubetest.test/pod:1", imagePullPolicy: Never, args: [dial, "10.90.0.100:7000", 50ms]}
+`
+
+func TestNodes(t *testing.T) {
+	c := kubetest.Start(t, kubetest.Options{Nodes: 2})
+	c.Kubectl(t, clients, "apply", "-f", "-")
+	if err := c.Rollout(t.Context(), "default", "client"); err != nil {
+		t.Fatal(err)
+	}
+	seen(t, c, time.Now(), "n1", "n2")
+	if log := c.Kubectl(t, "", "logs", "daemonset/client"); !strings.Contains(log, "seen as 10.88.") {
+		t.Errorf("a client's log says %q", log)
+	}
+
+	// A node that lost power has no rules any more, and what it stored.
+	n := c.Node("n1")
+	netnstest.Run(t, n.NS, "", "nft", "add table ip lost")
+	if err := os.WriteFile(n.Path("/var/lib/stored"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := netnstest.Run(t, n.NS, "", "nft", "list tables"); strings.Contains(got, "lost") {
+		t.Errorf("after a restart there are the tables %s", got)
+	}
+	if _, err := os.Stat(n.Path("/var/lib/stored")); err != nil {
+		t.Error(err)
+	}
+	seen(t, c, time.Now(), "n1")
+
+	if err := c.AddNodes(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	seen(t, c, time.Now(), "n3")
+}
+
+// seen waits until the outside has seen a Pod of each node.
+func seen(t *testing.T, c *kubetest.Cluster, since time.Time, nodes ...string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		missing := ""
+		for _, name := range nodes {
+			if !slices.ContainsFunc(c.Service.Since(since), func(s kubetest.Sighting) bool { return c.Node(name).Pods.Contains(s.From) }) {
+				missing = name
+			}
+		}
+		if missing == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the outside sees no Pod of %s; it sees %v\n%s", missing, c.Service.Since(since), c.Kubectl(t, "", "get", "pods", "-A", "-o", "wide"))
+		}
 	}
 }

@@ -34,6 +34,7 @@ const Port = 7000
 type Observer struct {
 	closers []interface{ Close() error }
 	done    sync.WaitGroup
+	seen    func(protocol string, from netip.Addr)
 
 	mu    sync.Mutex
 	pings map[string]netip.Addr // by token
@@ -42,7 +43,12 @@ type Observer struct {
 
 // Observe listens for TCP, UDP and ICMP of both families.
 func Observe(ns *netns.NS) (*Observer, error) {
-	o := &Observer{pings: map[string]netip.Addr{}}
+	return ObserveEach(ns, func(string, netip.Addr) {})
+}
+
+// ObserveEach is Observe, and tells of every caller by TCP and UDP.
+func ObserveEach(ns *netns.NS, seen func(protocol string, from netip.Addr)) (*Observer, error) {
+	o := &Observer{pings: map[string]netip.Addr{}, seen: seen}
 	o.news = sync.NewCond(&o.mu)
 	var tcp net.Listener
 	var udp net.PacketConn
@@ -70,7 +76,7 @@ func Observe(ns *netns.NS) (*Observer, error) {
 		return nil, errors.Join(fmt.Errorf("listening for probes: %w", err), o.Close())
 	}
 	o.done.Go(func() { o.serveTCP(tcp) })
-	o.done.Go(func() { serveUDP(udp) })
+	o.done.Go(func() { o.serveUDP(udp) })
 	o.done.Go(func() { o.servePings(ping4, 1) })
 	o.done.Go(func() { o.servePings(ping6, 58) })
 	return o, nil
@@ -92,18 +98,21 @@ func (o *Observer) serveTCP(l net.Listener) {
 		if err != nil {
 			return
 		}
-		_, _ = fmt.Fprintln(c, addrOf(c.RemoteAddr()))
+		from := addrOf(c.RemoteAddr())
+		o.seen("tcp", from)
+		_, _ = fmt.Fprintln(c, from)
 		_ = c.Close()
 	}
 }
 
-func serveUDP(c net.PacketConn) {
+func (o *Observer) serveUDP(c net.PacketConn) {
 	buffer := make([]byte, 512)
 	for {
 		_, from, err := c.ReadFrom(buffer)
 		if err != nil {
 			return
 		}
+		o.seen("udp", addrOf(from))
 		_, _ = c.WriteTo([]byte(addrOf(from).String()+"\n"), from)
 	}
 }
