@@ -1,9 +1,9 @@
-// Package driver is what every kind of cluster answers beside being made: how
-// its nodes treat a flow, what a configuration would change on them, and what a
-// command in a worker Pod prints.
+// Package driver is what drivers have in common: how nodes are asked about a
+// flow or a candidate, what a command in a worker Pod gets, and the proof, which
+// compares whom the other side of a packet saw with what a configuration means.
 //
-// The drivers are below it; how they make clusters is declared by package
-// reconcile.
+// The drivers are below it, and own the clusters. How they make them is declared
+// by package reconcile.
 package driver
 
 import (

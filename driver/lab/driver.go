@@ -29,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"sordino/driver"
 	"sordino/environment"
 	"sordino/environment/address"
 	"sordino/lab"
@@ -75,23 +76,15 @@ const (
 	proofTime = 15 * time.Second
 )
 
-func bounded(limit time.Duration, do func(context.Context) (string, error)) func(context.Context) (string, error) {
-	return func(ctx context.Context) (string, error) {
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
-		return do(ctx)
-	}
-}
-
 // Ensure implements [reconcile.Driver]. A first configuration of the agents
 // reaches all nodes at once; later ones go from node to node, and the first
 // that rejects it stops them.
 func (d *Driver) Ensure(e *environment.Environment) []reconcile.Step {
-	steps := []reconcile.Step{{Name: "build the network", Do: bounded(buildTime, func(ctx context.Context) (string, error) {
+	steps := []reconcile.Step{{Name: "build the network", Do: driver.Bounded(buildTime, func(ctx context.Context) (string, error) {
 		return d.build(ctx, e)
 	})}}
 	if e.AgentEnabled() {
-		steps = append(steps, reconcile.Step{Name: "start the agents", Do: bounded(agentTime, func(ctx context.Context) (string, error) {
+		steps = append(steps, reconcile.Step{Name: "start the agents", Do: driver.Bounded(agentTime, func(ctx context.Context) (string, error) {
 			return d.startAgents(ctx, e)
 		})})
 		for i := range e.Plan.NodeAddresses {
@@ -99,12 +92,12 @@ func (d *Driver) Ensure(e *environment.Environment) []reconcile.Step {
 				break
 			}
 			node := nodeName(i)
-			steps = append(steps, reconcile.Step{Name: "configure the agent of " + node, Do: bounded(agentTime, func(ctx context.Context) (string, error) {
+			steps = append(steps, reconcile.Step{Name: "configure the agent of " + node, Do: driver.Bounded(agentTime, func(ctx context.Context) (string, error) {
 				return d.configure(ctx, e, node)
 			})})
 		}
 	}
-	return append(steps, reconcile.Step{Name: "prove it with a packet", Do: bounded(proofTime, func(ctx context.Context) (string, error) {
+	return append(steps, reconcile.Step{Name: "prove it with a packet", Do: driver.Bounded(proofTime, func(ctx context.Context) (string, error) {
 		return d.prove(ctx, e)
 	})})
 }
@@ -125,18 +118,11 @@ func (d *Driver) build(ctx context.Context, e *environment.Environment) (string,
 	if err := c.Note(ctx, e.UUID, map[string]string{noteName: e.Name.String()}); err != nil {
 		return "", err
 	}
-	detail := fmt.Sprintf("%s with a worker Pod each", count(len(spec.Nodes), "node"))
+	detail := fmt.Sprintf("%s with a worker Pod each", driver.Count(len(spec.Nodes), "node"))
 	if len(changes) == 0 {
 		detail += ", there already"
 	}
 	return detail, nil
-}
-
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // agent is what is to run on every node of an environment.
@@ -170,7 +156,7 @@ func (d *Driver) startAgents(ctx context.Context, e *environment.Environment) (s
 	want := d.agent(e)
 	var told []string
 	var mu sync.Mutex
-	err = each(is.Spec.Nodes, func(n lab.Node) error {
+	err = driver.Each(is.Spec.Nodes, func(n lab.Node) error {
 		if has, ok := is.Agents[n.Name]; ok && e.Agent.Generation > 1 && slices.Equal(has.Agent.Flags, want.Flags) && has.PID != 0 {
 			return nil
 		}
@@ -186,7 +172,7 @@ func (d *Driver) startAgents(ctx context.Context, e *environment.Environment) (s
 		return "", err
 	}
 	slices.Sort(told)
-	return strings.Join(append([]string{count(len(is.Spec.Nodes), "agent") + " running"}, slices.Compact(told)...), "; "), nil
+	return strings.Join(append([]string{driver.Count(len(is.Spec.Nodes), "agent") + " running"}, slices.Compact(told)...), "; "), nil
 }
 
 func (d *Driver) configure(ctx context.Context, e *environment.Environment, node string) (string, error) {
@@ -214,9 +200,7 @@ func (d *Driver) set(ctx context.Context, c *host.Client, e *environment.Environ
 		return "", fmt.Errorf("%s: %w", node, err)
 	}
 	if reason := rejection(is); reason != "" {
-		return "", &environment.Error{Code: environment.FailedPrecondition, Reason: "AGENT_CONFIG_REJECTED",
-			Message:  fmt.Sprintf("%s rejects the agent's configuration, and keeps the last good one: %s", node, reason),
-			Metadata: map[string]string{"node": node, "reason": reason}}
+		return "", driver.ConfigRejected(node, reason)
 	}
 	return strings.Join(findings(is), "; "), nil
 }
@@ -236,7 +220,7 @@ func rejection(a host.AgentStatus) string {
 // readable names an agent's configuration file as the ConfigMap does: the
 // folder in the host is nobody's to know, and a candidate has none.
 func readable(text string) string {
-	return strings.ReplaceAll(host.WithoutFolders(text), stdin, "ip-masq-agent")
+	return driver.Readable(host.WithoutFolders(text))
 }
 
 // trouble is what keeps a node from holding what it should.
@@ -278,27 +262,9 @@ func findings(a host.AgentStatus) []string {
 	return out
 }
 
-// each runs a function for all at once, and joins the errors; one that will not
-// be mended by trying again stands for all.
-func each[T any](all []T, do func(T) error) error {
-	errs := make([]error, len(all))
-	var running sync.WaitGroup
-	for i, one := range all {
-		running.Go(func() { errs[i] = do(one) })
-	}
-	running.Wait()
-	for _, err := range errs {
-		var final *environment.Error
-		if errors.As(err, &final) {
-			return final
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // Remove implements [reconcile.Driver].
 func (d *Driver) Remove(e *environment.Environment) []reconcile.Step {
-	return []reconcile.Step{{Name: "take the cluster away", Do: bounded(buildTime, func(ctx context.Context) (string, error) {
+	return []reconcile.Step{{Name: "take the cluster away", Do: driver.Bounded(buildTime, func(ctx context.Context) (string, error) {
 		removed, err := d.remove(ctx, e.UUID)
 		if err != nil {
 			return "", fmt.Errorf("taking the cluster away: %w", err)

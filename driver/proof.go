@@ -1,0 +1,88 @@
+package driver
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"sordino/agentconfig"
+	"sordino/environment"
+	"sordino/masq"
+	"sordino/masq/configfile"
+)
+
+// Packet is one that a worker Pod sent to a destination outside of the cluster.
+type Packet struct {
+	From, To netip.Addr
+	// Node are the addresses of the Pod's node; the first is the one that it
+	// sends with.
+	Node []netip.Addr
+	// SeenAs is whom the destination saw; invalid when it saw nobody, and then
+	// Dropped says that its firewall is why, and Err what the sender met.
+	SeenAs  netip.Addr
+	Dropped bool
+	Err     string
+}
+
+// Prove compares whom the destination saw with what an environment's
+// configuration means, worked out with the agent's own code. The sentence says
+// what was seen; the error is why it is not what should have been. A packet
+// that keeps its own address may be dropped: that is what firewalls are for.
+func (p Packet) Prove(e *environment.Environment) (sentence string, err error) {
+	want, why, err := p.expected(e)
+	if err != nil {
+		return "", err
+	}
+	keeps := slices.Equal(want, []netip.Addr{p.From})
+	switch {
+	case p.SeenAs.IsValid() && slices.Contains(want, p.SeenAs) && keeps:
+		return fmt.Sprintf("%s kept its own address towards %s (%s)", p.From, p.To, why), nil
+	case p.SeenAs.IsValid() && slices.Contains(want, p.SeenAs):
+		return fmt.Sprintf("%s was seen as %s by %s", p.From, p.SeenAs, p.To), nil
+	case p.Dropped && keeps:
+		return fmt.Sprintf("%s kept its own address towards %s (%s), whose firewall dropped it", p.From, p.To, why), nil
+	}
+	var saw string
+	switch {
+	case p.SeenAs.IsValid():
+		saw = fmt.Sprintf("saw %s as %s", p.From, p.SeenAs)
+	case p.Dropped:
+		saw = fmt.Sprintf("dropped %s at its firewall", p.From)
+	default:
+		saw = fmt.Sprintf("saw nothing of %s (%s)", p.From, p.Err)
+	}
+	return "", fmt.Errorf("%s %s, and should have seen %s (%s)", p.To, saw, want[0], why)
+}
+
+// expected are the addresses one of which the destination should see, and the
+// reason.
+func (p Packet) expected(e *environment.Environment) ([]netip.Addr, string, error) {
+	if !e.AgentEnabled() {
+		return []netip.Addr{p.From}, "the agent is not enabled", nil
+	}
+	var sources []configfile.Source
+	if e.Agent.Text != "" {
+		sources = []configfile.Source{{Name: "ip-masq-agent", Text: []byte(e.Agent.Text)}}
+	}
+	result, err := configfile.FromSources(sources, configfile.Settings{})
+	if err != nil {
+		return nil, "", fmt.Errorf("reading the agent's configuration: %w", err)
+	}
+	const uplink = "eth0"
+	options := masq.Options{Chain: masq.DefaultChain, RandomFully: true, Cluster: agentconfig.Cluster(e.Plan)}
+	var facts masq.Facts
+	for _, a := range p.Node {
+		facts.Addresses = append(facts.Addresses, masq.NodeAddress{Interface: uplink, Prefix: netip.PrefixFrom(a, a.BitLen())})
+	}
+	verdict, err := masq.Explain(result.Config, options, facts, masq.Flow{Src: p.From, Dst: p.To, Protocol: "tcp", OutputInterface: uplink})
+	if err != nil {
+		return nil, "", fmt.Errorf("working out what the agent's configuration means: %w", err)
+	}
+	switch {
+	case verdict.Action != masq.Masquerade:
+		return []netip.Addr{p.From}, verdict.Reason, nil
+	case verdict.To.IsValid():
+		return []netip.Addr{verdict.To}, verdict.Reason, nil
+	}
+	return p.Node, verdict.Reason, nil
+}
