@@ -212,37 +212,48 @@ func (r *reader) ranges(v value, key string, ipv6 bool) []masq.Range {
 }
 
 func (r *reader) prefix(item value, ipv6 bool) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(item.text)
+	p, problem := ParsePrefix(item.text, ipv6)
+	if problem == nil {
+		return p, true
+	}
+	problem.Origin = item.in(r.file)
+	r.problems = append(r.problems, problem)
+	return p, false
+}
+
+// ParsePrefix reads one range as a list's items are read, for configurations
+// that are not files. The Problem has no origin yet.
+func ParsePrefix(text string, ipv6 bool) (netip.Prefix, *Problem) {
+	problem := func(reason, message, fix string) (netip.Prefix, *Problem) {
+		return netip.Prefix{}, &Problem{Text: text, Message: message, Fix: fix, Reason: reason}
+	}
+	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		fix := "write a range such as 10.0.0.0/8"
-		if a, addrErr := netip.ParseAddr(item.text); addrErr == nil {
+		if a, addrErr := netip.ParseAddr(text); addrErr == nil {
 			fix = fmt.Sprintf("write %s for this one address", netip.PrefixFrom(a, a.BitLen()))
-		} else if address, bits, ok := strings.Cut(item.text, "/"); ok && strings.HasPrefix(bits, "0") {
+		} else if address, bits, ok := strings.Cut(text, "/"); ok && strings.HasPrefix(bits, "0") {
 			if n, err := strconv.Atoi(bits); err == nil {
 				fix = fmt.Sprintf("write %s/%d, without the leading zero", address, n)
 			}
 		}
-		r.problem(item, ReasonCIDR, fmt.Sprintf("CIDR %q could not be parsed, %v", item.text, err), fix)
-		return p, false
+		return problem(ReasonCIDR, fmt.Sprintf("CIDR %q could not be parsed, %v", text, err), fix)
 	}
 	if p.Addr().Is4In6() {
 		fix := "write the IPv4 range"
 		if p.Bits() >= 96 {
 			fix = fmt.Sprintf("write %s", netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96).Masked())
 		}
-		r.problem(item, ReasonCIDR, fmt.Sprintf("CIDR %q could not be parsed, it is an IPv4 range in IPv6 form, which no rule can hold", item.text), fix)
-		return p, false
+		return problem(ReasonCIDR, fmt.Sprintf("CIDR %q could not be parsed, it is an IPv4 range in IPv6 form, which no rule can hold", text), fix)
 	}
 	if p.Masked() != p {
-		r.problem(item, ReasonCIDR, fmt.Sprintf("CIDR %q is not aligned to a CIDR block, ip: %q network: %q", item.text, p.Addr(), p.Masked()),
+		return problem(ReasonCIDR, fmt.Sprintf("CIDR %q is not aligned to a CIDR block, ip: %q network: %q", text, p.Addr(), p.Masked()),
 			fmt.Sprintf("write %s, or %s for this one address", p.Masked(), netip.PrefixFrom(p.Addr(), p.Addr().BitLen())))
-		return p, false
 	}
 	if p.Addr().Is6() && !ipv6 {
-		r.problem(item, ReasonIPv6Disabled, fmt.Sprintf("ipv6 is not enabled, but ipv6 cidr %s provided. Enable ipv6 using --enable-ipv6 agent flag", item.text), "give the flag, or remove the range")
-		return p, false
+		return problem(ReasonIPv6Disabled, fmt.Sprintf("ipv6 is not enabled, but ipv6 cidr %s provided. Enable ipv6 using --enable-ipv6 agent flag", text), "give the flag, or remove the range")
 	}
-	return p, true
+	return p, nil
 }
 
 func (r *reader) boolean(v value, key string) bool {
