@@ -48,11 +48,12 @@ var commands = []command{
 	{"explain", "--src A --dst B", "say what happens to a flow, which line decided, and which foreign rule interferes", explain},
 	{"status", "", "show what the running agent does and what the kernel holds", status},
 	{"cleanup", "", "remove everything that is ours from the kernel (--dry-run only shows it; --backend=nftables leaves iptables alone)", cleanup},
+	{"webhook", "", "answer the API server's admission reviews: refuse a configuration that lint would reject", webhook},
 	{"version", "", "print the version", printVersion},
 }
 
 func commandNames() []string {
-	return []string{"run", "lint", "plan", "explain", "status", "cleanup", "version", "help"}
+	return []string{"run", "lint", "plan", "explain", "status", "cleanup", "webhook", "version", "help"}
 }
 
 // run is the whole program; it returns the exit status.

@@ -35,6 +35,9 @@ type flags struct {
 	dport           uint
 	dryRun          bool
 
+	configMap                        string
+	listen, tlsCert, tlsKey, webhook string
+
 	options        masq.Options
 	resyncInterval time.Duration
 }
@@ -87,6 +90,11 @@ func newFlags() *flags {
 	s.StringVar(&f.proto, "proto", "", "explain: its `protocol`: tcp, udp, sctp, icmp, …")
 	s.UintVar(&f.dport, "dport", 0, "explain: its destination `port`")
 	s.BoolVar(&f.dryRun, "dry-run", false, "cleanup: only show what would be removed")
+	s.StringVar(&f.configMap, "config-map", "kube-system/ip-masq-agent", "the ConfigMap with the configuration, as `namespace/name`; its key is config")
+	s.StringVar(&f.listen, "listen", ":9443", "webhook: `address` for the API server")
+	s.StringVar(&f.tlsCert, "tls-cert", "", "webhook: `file` with the certificate; read again when it is replaced")
+	s.StringVar(&f.tlsKey, "tls-key", "", "webhook: `file` with its key")
+	s.StringVar(&f.webhook, "webhook", "kube-system/ip-masq-agent-webhook", "webhook: `namespace/name` of the Secret for a CA of its own; the ValidatingWebhookConfiguration has the same name")
 	for name, boolean := range klogFlags {
 		if boolean {
 			s.Bool(name, false, "")
@@ -291,7 +299,7 @@ func (f *flags) logger(w io.Writer, command string) *slog.Logger {
 	switch {
 	case f.verbosity >= 4:
 		options.Level = slog.LevelDebug
-	case command == "run":
+	case command == "run", command == "webhook":
 		options.Level = slog.LevelInfo
 	}
 	if f.logFormat == "json" {

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"sordino/internal/kubetest"
+)
+
+// configMapYAML is what a person would apply.
+func configMapYAML(namespace, name, key, text string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: %s, namespace: %s}\ndata:\n  %s: |\n    %s\n", name, namespace, key, strings.ReplaceAll(text, "\n", "\n    "))
+}
+
+// webhookManifest is the one that is shipped, asking at the address instead of
+// the Service.
+func webhookManifest(t *testing.T, address string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../deploy/webhook/configuration.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := regexp.MustCompile(`service: \{[^}]*path: ([^}]*)\}`)
+	if n := len(service.FindAll(text, -1)); n != 2 {
+		t.Fatalf("%d webhooks with a service", n)
+	}
+	return string(service.ReplaceAll(text, []byte("url: https://"+address+"$1")))
+}
+
+// freeAddress is one that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// startWebhook runs the program until the returned function is called.
+func startWebhook(t *testing.T, args ...string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	var stderr bytes.Buffer
+	go func() {
+		ended <- run(ctx, append([]string{"webhook"}, args...), strings.NewReader(""), &stderr, &stderr)
+	}()
+	stop = func() {
+		if cancel(); ctx != nil {
+			ctx = nil
+			if code := <-ended; code != 0 {
+				t.Errorf("the webhook ended with %d\n%s", code, &stderr)
+			}
+		}
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// eventually waits for what the API server does in the background.
+func eventually(t *testing.T, what string, ask func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// A real API server asks the webhook with the configuration that is shipped.
+func TestWebhook(t *testing.T) {
+	c := kubetest.Start(t, kubetest.Options{})
+	address := freeAddress(t)
+	certificate, key := selfSignedFiles(t)
+	stop := startWebhook(t, "--listen", address, "--tls-cert", certificate, "--tls-key", key)
+	ca, err := os.ReadFile(certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Kubectl(t, strings.ReplaceAll(webhookManifest(t, address), "clientConfig:\n", "clientConfig:\n    caBundle: "+base64.StdEncoding.EncodeToString(ca)+"\n"), "apply", "-f", "-")
+	judged(t, c)
+
+	// Without the webhook everything is accepted: it must not hold up a cluster.
+	stop()
+	c.Kubectl(t, configMapYAML("kube-system", "ip-masq-agent", "config", "resyncInterval: 60"), "apply", "-f", "-")
+}
+
+// judged fails unless the API server lets the webhook judge.
+func judged(t *testing.T, c *kubetest.Cluster) {
+	t.Helper()
+	apply := func(manifest string, args ...string) error {
+		_, err := c.TryKubectl(t.Context(), manifest, append([]string{"apply", "-f", "-"}, args...)...)
+		return err
+	}
+	bad := configMapYAML("kube-system", "ip-masq-agent", "config", "nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 10.1.2.3/8")
+	eventually(t, "a bad ConfigMap is refused", func() error {
+		err := apply(bad, "--dry-run=server")
+		if err == nil {
+			return fmt.Errorf("it was accepted")
+		}
+		for _, want := range []string{`admission webhook "configmaps.ip-masq-agent.sordino.dev" denied the request`, `data.config:3:3: CIDR "10.1.2.3/8" is not aligned`, "write 10.0.0.0/8"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Fatalf("%q is not in %v", want, err)
+			}
+		}
+		return nil
+	})
+	if err := apply(bad); err == nil {
+		t.Error("a bad ConfigMap was accepted")
+	}
+	good := configMapYAML("kube-system", "ip-masq-agent", "config", "nonMasqueradeCIDRs:\n- 10.0.0.0/8")
+	if err := apply(good, "--warnings-as-errors"); err != nil {
+		t.Error(err)
+	}
+	for _, tc := range []struct{ manifest, warning string }{
+		{configMapYAML("kube-system", "ip-masq-agent", "config", "nonMasqueradeCIDR: []"), `data.config:1:1: unknown key "nonMasqueradeCIDR" is ignored`},
+		{configMapYAML("kube-system", "ip-masq-agent", "ip-masq-agent", "{}"), `no key "config"`},
+		{configMapYAML("default", "ip-masq-agent", "config", "resyncInterval: 60"), "ip-masq-agent does not read this ConfigMap, but kube-system/ip-masq-agent"},
+		{configMapYAML("kube-system", "ip-masq-agent-config", "config", "resyncInterval: 60"), "ip-masq-agent does not read this ConfigMap"},
+	} {
+		if err := apply(tc.manifest, "--warnings-as-errors", "--dry-run=server"); err == nil || !strings.Contains(err.Error(), tc.warning) {
+			t.Errorf("%q is not warned of: %v\n%s", tc.warning, err, tc.manifest)
+		}
+		if err := apply(tc.manifest, "--dry-run=server"); err != nil {
+			t.Errorf("refused: %v\n%s", err, tc.manifest)
+		}
+	}
+	// Other ConfigMaps do not concern us.
+	if err := apply(configMapYAML("default", "settings", "config", "resyncInterval: 60"), "--warnings-as-errors"); err != nil {
+		t.Error(err)
+	}
+}
+
+// selfSignedFiles are a certificate for 127.0.0.1 and its key.
+func selfSignedFiles(t *testing.T) (certificate, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encoded, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for file, block := range map[string]*pem.Block{"tls.crt": {Type: "CERTIFICATE", Bytes: der}, "tls.key": {Type: "PRIVATE KEY", Bytes: encoded}} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+}
