@@ -21,6 +21,7 @@ func masqCommand(r *remote) *cobra.Command {
 		sub.ValidArgsFunction = r.completeEnvironments
 		c.AddCommand(sub)
 	}
+	c.AddCommand(r.fleetStatus())
 	return c
 }
 

@@ -88,11 +88,19 @@ func (r *remote) token() (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
+// checkFormat checks --format.
+func (r *remote) checkFormat() error {
+	if r.format != "" && r.format != "json" && r.format != "yaml" {
+		return fmt.Errorf("--format %q: write json or yaml", r.format)
+	}
+	return nil
+}
+
 // connect runs a command with a client.
 func (r *remote) connect(do func(c *cobra.Command, args []string, s *client.Client) error) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, args []string) (err error) {
-		if r.format != "" && r.format != "json" && r.format != "yaml" {
-			return fmt.Errorf("--format %q: write json or yaml", r.format)
+		if err := r.checkFormat(); err != nil {
+			return err
 		}
 		token, err := r.token()
 		if err != nil {

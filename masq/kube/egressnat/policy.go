@@ -75,11 +75,8 @@ func (p Policy) Check(ipv6 bool) ([]masq.Range, []*configfile.Problem) {
 
 // Digest tells one state of all policies from others: the SHA-256, in
 // hexadecimal, of their names, actions and ranges in the order of the names.
-// It is empty without any policy.
+// No policy at all is a state as well, and not the same as no configuration.
 func Digest(policies []Policy) string {
-	if len(policies) == 0 {
-		return ""
-	}
 	sum := sha256.New()
 	for _, p := range sorted(policies) {
 		fmt.Fprintf(sum, "%s %q\n", p.Metadata.Name, p.Spec.Action)

@@ -1,0 +1,165 @@
+// Package fleet reads from a cluster which node's agent holds which rules, and
+// which one does not.
+//
+// It owns the judgement: a node is ready, rejected, failed or silent, and its
+// configuration is current or behind. What the agents write on their Nodes is
+// masq/kube's. It only reads, with few calls however many nodes there are, and
+// needs no server of ours.
+//
+// It refuses to take a condition for true that nobody keeps up: without a
+// heartbeat, or without an agent, a node is silent, whatever stands on it.
+//
+// To debug it, compare with "kubectl get node NAME -o yaml".
+package fleet
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// What the agents write on their Nodes.
+const (
+	conditionType        = "IPMasqueradeReady"
+	generationAnnotation = "sordino.dev/masq-generation"
+	hashAnnotation       = "sordino.dev/masq-hash"
+	configAnnotation     = "sordino.dev/masq-config"
+	versionAnnotation    = "sordino.dev/masq-version"
+	// noConfig is the digest of no configuration.
+	noConfig = "none"
+	// rejected is the condition's reason while the configuration is rejected.
+	rejected = "ConfigRejected"
+)
+
+// silentAfter is three heartbeats.
+const silentAfter = 15 * time.Minute
+
+// State is how a node's agent is.
+type State string
+
+// The states.
+const (
+	// Ready: the kernel holds what the configuration means.
+	Ready State = "ready"
+	// Rejected: the agent has refused the configuration; the last good one is
+	// in force.
+	Rejected State = "rejected"
+	// Failed: the kernel does not hold what is desired.
+	Failed State = "failed"
+	// Silent: nobody keeps the node's condition up.
+	Silent State = "silent"
+)
+
+// Fleet is all nodes of a cluster at one time.
+type Fleet struct {
+	// Sources are what the agents may read, with the digest of the moment.
+	Sources []Source `json:"sources"`
+	Nodes   []Node   `json:"nodes"`
+	// Counts are how many nodes are in each state.
+	Counts map[State]int `json:"counts"`
+	Behind int           `json:"behind"`
+	// InForce says that every node is ready and current.
+	InForce bool `json:"inForce"`
+}
+
+// Source is a configuration in the cluster.
+type Source struct {
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+}
+
+// Node is one node.
+type Node struct {
+	Name       string `json:"name"`
+	Address    string `json:"address,omitempty"`
+	State      State  `json:"state"`
+	Generation string `json:"generation,omitempty"`
+	Hash       string `json:"hash,omitempty"`
+	// Config is the digest of the configuration that the agent last looked at,
+	// "none" without one, and empty when it has said nothing.
+	Config string `json:"config,omitempty"`
+	// Current says that this is a configuration of the moment.
+	Current bool   `json:"current"`
+	Version string `json:"version,omitempty"`
+	// Reason says why a node is not ready.
+	Reason string `json:"reason,omitempty"`
+}
+
+// object is what is read of a Node.
+type object struct {
+	Metadata struct {
+		Name        string            `json:"name"`
+		Labels      map[string]string `json:"labels"`
+		Annotations map[string]string `json:"annotations"`
+	} `json:"metadata"`
+	Spec struct {
+		Unschedulable bool `json:"unschedulable"`
+	} `json:"spec"`
+	Status struct {
+		Addresses []struct {
+			Type    string `json:"type"`
+			Address string `json:"address"`
+		} `json:"addresses"`
+		Conditions []condition `json:"conditions"`
+	} `json:"status"`
+}
+
+type condition struct {
+	Type              string    `json:"type"`
+	Status            string    `json:"status"`
+	Reason            string    `json:"reason"`
+	Message           string    `json:"message"`
+	LastHeartbeatTime time.Time `json:"lastHeartbeatTime"`
+}
+
+// judge makes a fleet of what was read. agents are the names of the nodes that
+// an agent's Pod is on.
+func judge(objects []object, agents map[string]bool, sources []Source, now time.Time) Fleet {
+	f := Fleet{Sources: sources, Nodes: []Node{}, Counts: map[State]int{}}
+	for _, o := range objects {
+		if os := o.Metadata.Labels["kubernetes.io/os"]; os != "" && os != "linux" {
+			continue // there is no agent for it
+		}
+		n := o.judge(agents, sources, now)
+		f.Nodes = append(f.Nodes, n)
+		f.Counts[n.State]++
+		if !n.Current {
+			f.Behind++
+		}
+	}
+	slices.SortFunc(f.Nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	f.InForce = len(f.Nodes) > 0 && f.Counts[Ready] == len(f.Nodes) && f.Behind == 0
+	return f
+}
+
+func (o object) judge(agents map[string]bool, sources []Source, now time.Time) Node {
+	a := o.Metadata.Annotations
+	n := Node{Name: o.Metadata.Name, Generation: a[generationAnnotation], Hash: a[hashAnnotation], Config: a[configAnnotation], Version: a[versionAnnotation]}
+	for _, address := range o.Status.Addresses {
+		if address.Type == "InternalIP" && n.Address == "" {
+			n.Address = address.Address
+		}
+	}
+	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Digest == n.Config })
+	n.State, n.Reason = Silent, "there is no condition "+conditionType+" on the Node"
+	for _, c := range o.Status.Conditions {
+		if c.Type != conditionType {
+			continue
+		}
+		age := now.Sub(c.LastHeartbeatTime)
+		switch {
+		case age > silentAfter:
+			n.Reason = fmt.Sprintf("the last heartbeat was %s ago", age.Round(time.Minute))
+		case !agents[n.Name] && !o.Spec.Unschedulable:
+			n.Reason = "there is no agent's Pod on the node"
+		case c.Status == "True":
+			n.State, n.Reason = Ready, ""
+		case c.Reason == rejected:
+			n.State, n.Reason = Rejected, c.Message
+		default:
+			n.State, n.Reason = Failed, c.Reason+": "+c.Message
+		}
+	}
+	return n
+}

@@ -1,0 +1,115 @@
+package fleet
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+
+	"sordino/internal/kubetest"
+)
+
+var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func nodeOf(t *testing.T, text string) object {
+	t.Helper()
+	var o object
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func TestJudge(t *testing.T) {
+	sources := []Source{{"ConfigMap kube-system/ip-masq-agent", "aa"}}
+	agents := map[string]bool{"n": true}
+	node := func(spec, config, condition string) string {
+		return fmt.Sprintf(`{"metadata": {"name": "n", "annotations": {"sordino.dev/masq-config": %q, "sordino.dev/masq-generation": "7", "sordino.dev/masq-hash": "h", "sordino.dev/masq-version": "v1"}},
+			"spec": %s, "status": {"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "10.0.0.1"}], "conditions": [{"type": "Ready", "status": "True"}%s]}}`, config, spec, condition)
+	}
+	condition := func(status, reason, message string, age time.Duration) string {
+		return fmt.Sprintf(`, {"type": "IPMasqueradeReady", "status": %q, "reason": %q, "message": %q, "lastHeartbeatTime": %q}`, status, reason, message, now.Add(-age).Format(time.RFC3339))
+	}
+	for name, tc := range map[string]struct {
+		node    string
+		agents  map[string]bool
+		state   State
+		current bool
+		reason  string
+	}{
+		"ready":           {node("{}", "aa", condition("True", "RulesInPlace", "generation 7", time.Minute)), agents, Ready, true, ""},
+		"behind":          {node("{}", "bb", condition("True", "RulesInPlace", "", time.Minute)), agents, Ready, false, ""},
+		"none, but there": {node("{}", "none", condition("True", "RulesInPlace", "", time.Minute)), agents, Ready, false, ""},
+		"rejected":        {node("{}", "aa", condition("False", "ConfigRejected", "config:3:3: bad", time.Minute)), agents, Rejected, true, "config:3:3: bad"},
+		"apply failed":    {node("{}", "aa", condition("False", "ApplyFailed", "no nftables", time.Minute)), agents, Failed, true, "ApplyFailed: no nftables"},
+		"plan rejected":   {node("{}", "aa", condition("False", "PlanRejected", "no such address", time.Minute)), agents, Failed, true, "PlanRejected: no such address"},
+		"no condition":    {node("{}", "aa", ""), agents, Silent, true, "there is no condition"},
+		"old":             {node("{}", "aa", condition("True", "RulesInPlace", "", 16*time.Minute)), agents, Silent, true, "the last heartbeat was 16m0s ago"},
+		"no Pod":          {node("{}", "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, Silent, true, "no agent's Pod"},
+		"cordoned":        {node(`{"unschedulable": true}`, "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, Ready, true, ""},
+	} {
+		f := judge([]object{nodeOf(t, tc.node)}, tc.agents, sources, now)
+		n := f.Nodes[0]
+		if n.State != tc.state || n.Current != tc.current || !strings.Contains(n.Reason, tc.reason) || (tc.reason == "") != (n.Reason == "") {
+			t.Errorf("%s: %+v", name, n)
+		}
+		if n.Address != "10.0.0.1" || n.Generation != "7" || n.Hash != "h" || n.Version != "v1" {
+			t.Errorf("%s: %+v", name, n)
+		}
+		if want := tc.state == Ready && tc.current; f.InForce != want || f.Counts[tc.state] != 1 || (f.Behind == 0) != tc.current {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+	if f := judge([]object{nodeOf(t, `{"metadata": {"name": "w", "labels": {"kubernetes.io/os": "windows"}}}`)}, nil, sources, now); len(f.Nodes) != 0 || f.InForce {
+		t.Errorf("%+v", f)
+	}
+}
+
+// A cluster of more nodes than fit on a page.
+func TestRead(t *testing.T) {
+	c := kubetest.Start(t, kubetest.Options{})
+	const nodes = 2*pageSize + 3
+	var manifest strings.Builder
+	for i := range nodes {
+		fmt.Fprintf(&manifest, "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: n%03d\n  annotations: {sordino.dev/masq-config: none}\n", i)
+	}
+	c.Kubectl(t, manifest.String(), "create", "-f", "-")
+	c.Kubectl(t, "", "patch", "node", "n001", "--subresource=status", "--type=merge", "-p", fmt.Sprintf(
+		`{"metadata": {"annotations": {"sordino.dev/masq-generation": "3"}}, "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}], "conditions": [{"type": "IPMasqueradeReady", "status": "True", "reason": "RulesInPlace", "message": "m", "lastHeartbeatTime": %q, "lastTransitionTime": %[1]q}]}}`, time.Now().UTC().Format(time.RFC3339)))
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := NewReader(config, "kube-system", "ip-masq-agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() Fleet {
+		t.Helper()
+		f, err := reader.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	f := read()
+	if len(f.Nodes) != nodes || f.Counts[Silent] != nodes || f.Behind != 0 || len(f.Sources) != 1 || f.Sources[0].Digest != "none" {
+		t.Fatalf("%d nodes, %v, %d behind, %v", len(f.Nodes), f.Counts, f.Behind, f.Sources)
+	}
+	if n := f.Nodes[1]; n.Name != "n001" || n.Generation != "3" || n.Address != "10.0.0.1" || !strings.Contains(n.Reason, "no agent's Pod") {
+		t.Errorf("%+v", n)
+	}
+
+	// With a ConfigMap nobody is current, and with an agent's Pod the node is not silent.
+	c.Kubectl(t, "", "create", "configmap", "-n", "kube-system", "ip-masq-agent", "--from-literal=config=abc")
+	c.Kubectl(t, `{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "kube-system"}}`, "apply", "-f", "-")
+	c.Kubectl(t, `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "kube-system", "labels": {"k8s-app": "ip-masq-agent"}}, "spec": {"nodeName": "n001", "containers": [{"name": "a", "image": "a"}]}}`, "create", "-f", "-")
+	c.Kubectl(t, "", "patch", "pod", "-n", "kube-system", "a", "--subresource=status", "--type=merge", "-p", `{"status": {"phase": "Running"}}`)
+	f = read()
+	if f.Behind != nodes || f.Counts[Ready] != 1 || f.Sources[0].Digest != "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" {
+		t.Errorf("%v, %d behind, %v", f.Counts, f.Behind, f.Sources)
+	}
+}
