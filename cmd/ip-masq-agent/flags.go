@@ -35,7 +35,7 @@ type flags struct {
 	dport           uint
 	dryRun          bool
 
-	configMap                        string
+	configMap, kubeconfig            string
 	listen, tlsCert, tlsKey, webhook string
 
 	options        masq.Options
@@ -91,6 +91,7 @@ func newFlags() *flags {
 	s.UintVar(&f.dport, "dport", 0, "explain: its destination `port`")
 	s.BoolVar(&f.dryRun, "dry-run", false, "cleanup: only show what would be removed")
 	s.StringVar(&f.configMap, "config-map", "kube-system/ip-masq-agent", "the ConfigMap with the configuration, as `namespace/name`; its key is config")
+	s.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` that says how to reach the Kubernetes API (default: the Pod's service account)")
 	s.StringVar(&f.listen, "listen", ":9443", "webhook: `address` for the API server")
 	s.StringVar(&f.tlsCert, "tls-cert", "", "webhook: `file` with the certificate; read again when it is replaced")
 	s.StringVar(&f.tlsKey, "tls-key", "", "webhook: `file` with its key")

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	"sordino/internal/kubeapi"
 	"sordino/masq/admission"
 )
 
@@ -49,7 +50,24 @@ func webhookCertificate(inv *invocation) (certificate admission.Certificate, kee
 		}
 		return files, func(context.Context) {}, nil
 	}
-	return nil, nil, errors.New("give --tls-cert and --tls-key")
+	namespace, name, err := namespacedName("webhook", f.webhook)
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := f.apiServer()
+	if err != nil {
+		return nil, nil, err
+	}
+	own := &admission.SelfSigned{API: kubeapi.New(config, "ip-masq-agent-webhook/"+version, inv.log), Namespace: namespace, Name: name, Log: inv.log}
+	return own, own.Run, nil
+}
+
+// apiServer is the one of the kubeconfig, or of the Pod that this runs in.
+func (f *flags) apiServer() (kubeapi.Config, error) {
+	if f.kubeconfig != "" {
+		return kubeapi.FromKubeconfig(f.kubeconfig)
+	}
+	return kubeapi.InCluster()
 }
 
 // namespacedName takes NAMESPACE/NAME apart.

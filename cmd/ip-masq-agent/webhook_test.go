@@ -90,34 +90,84 @@ func eventually(t *testing.T, what string, ask func() error) {
 	}
 }
 
-// A real API server asks the webhook with the configuration that is shipped.
+// A real API server asks the webhook with the objects that are shipped, and
+// with the permissions that it has there.
 func TestWebhook(t *testing.T) {
 	c := kubetest.Start(t, kubetest.Options{})
 	address := freeAddress(t)
-	certificate, key := selfSignedFiles(t)
-	stop := startWebhook(t, "--listen", address, "--tls-cert", certificate, "--tls-key", key)
-	ca, err := os.ReadFile(certificate)
+	rbac, err := os.ReadFile("../../deploy/webhook/rbac.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Kubectl(t, strings.ReplaceAll(webhookManifest(t, address), "clientConfig:\n", "clientConfig:\n    caBundle: "+base64.StdEncoding.EncodeToString(ca)+"\n"), "apply", "-f", "-")
+	c.Kubectl(t, string(rbac), "apply", "-f", "-")
+	c.Kubectl(t, webhookManifest(t, address), "apply", "-f", "-")
+	account, err := c.KubeconfigFor("system:serviceaccount:kube-system:ip-masq-agent-webhook", "system:serviceaccounts", "system:authenticated")
+	if err != nil {
+		t.Fatal(err)
+	}
+	caBundle := func() string {
+		return c.Kubectl(t, "", "get", "validatingwebhookconfiguration", "ip-masq-agent-webhook", "-o", "jsonpath={.webhooks[*].clientConfig.caBundle}")
+	}
+
+	// Two replicas agree on the CA.
+	stop := startWebhook(t, "--listen", address, "--kubeconfig", account)
+	eventually(t, "the first has made its CA known", func() error {
+		if bundles := strings.Fields(caBundle()); len(bundles) != 2 || bundles[0] != bundles[1] {
+			return fmt.Errorf("%q", bundles)
+		}
+		return nil
+	})
+	known := caBundle()
+	startWebhook(t, "--listen", "127.0.0.1:0", "--kubeconfig", account)
 	judged(t, c)
+	// Applying the manifests anew takes nothing away.
+	c.Kubectl(t, string(rbac), "apply", "-f", "-")
+	c.Kubectl(t, webhookManifest(t, address), "apply", "-f", "-")
+	if caBundle() != known {
+		t.Error("the CA is another now")
+	}
+	refusesBad(t, c)
 
 	// Without the webhook everything is accepted: it must not hold up a cluster.
 	stop()
 	c.Kubectl(t, configMapYAML("kube-system", "ip-masq-agent", "config", "resyncInterval: 60"), "apply", "-f", "-")
+	if caBundle() != known {
+		t.Error("the second replica has a CA of its own")
+	}
+
+	// With a certificate of one's own.
+	certificate, key := selfSignedFiles(t)
+	startWebhook(t, "--listen", address, "--tls-cert", certificate, "--tls-key", key)
+	ca, err := os.ReadFile(certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Kubectl(t, strings.ReplaceAll(webhookManifest(t, address), "clientConfig:\n", "clientConfig:\n    caBundle: "+base64.StdEncoding.EncodeToString(ca)+"\n"), "replace", "-f", "-")
+	refusesBad(t, c)
 }
 
-// judged fails unless the API server lets the webhook judge.
-func judged(t *testing.T, c *kubetest.Cluster) {
-	t.Helper()
-	apply := func(manifest string, args ...string) error {
-		_, err := c.TryKubectl(t.Context(), manifest, append([]string{"apply", "-f", "-"}, args...)...)
-		return err
+func TestWebhookFlags(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"--tls-cert=a"}, "--tls-cert and --tls-key belong together"},
+		{[]string{"--tls-cert=a", "--tls-key=b"}, "no such file"},
+		{[]string{"--config-map=ip-masq-agent"}, "NAMESPACE/NAME"},
+		{[]string{"--webhook=a/b/c"}, "NAMESPACE/NAME"},
+		{[]string{"--listen=127.0.0.1:0"}, "give a kubeconfig"},
+	} {
+		call(t, nil, "", append([]string{"webhook"}, tc.args...)...).expect(t, 1, nil, []string{tc.says})
 	}
-	bad := configMapYAML("kube-system", "ip-masq-agent", "config", "nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 10.1.2.3/8")
+}
+
+var bad = configMapYAML("kube-system", "ip-masq-agent", "config", "nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 10.1.2.3/8")
+
+// refusesBad waits until a bad ConfigMap is refused, with place and fix.
+func refusesBad(t *testing.T, c *kubetest.Cluster) {
+	t.Helper()
 	eventually(t, "a bad ConfigMap is refused", func() error {
-		err := apply(bad, "--dry-run=server")
+		_, err := c.TryKubectl(t.Context(), bad, "apply", "--dry-run=server", "-f", "-")
 		if err == nil {
 			return fmt.Errorf("it was accepted")
 		}
@@ -128,6 +178,16 @@ func judged(t *testing.T, c *kubetest.Cluster) {
 		}
 		return nil
 	})
+}
+
+// judged fails unless the API server lets the webhook judge.
+func judged(t *testing.T, c *kubetest.Cluster) {
+	t.Helper()
+	apply := func(manifest string, args ...string) error {
+		_, err := c.TryKubectl(t.Context(), manifest, append([]string{"apply", "-f", "-"}, args...)...)
+		return err
+	}
+	refusesBad(t, c)
 	if err := apply(bad); err == nil {
 		t.Error("a bad ConfigMap was accepted")
 	}

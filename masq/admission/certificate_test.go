@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"sordino/internal/kubeapi"
 )
 
 // cluster stands for the two objects of the API.
@@ -40,11 +42,11 @@ func newCluster() *cluster {
 	return c
 }
 
-func (c *cluster) Get(_ context.Context, path string, into any) error {
+func (c *cluster) Get(_ context.Context, ref kubeapi.Ref, into any) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var from any = c.hooks
-	if strings.Contains(path, "/secrets/") {
+	if ref == secrets.In("kube-system").Named("hook") {
 		c.secret.Metadata.ResourceVersion = fmt.Sprint(c.version)
 		from = c.secret
 	}
@@ -52,30 +54,30 @@ func (c *cluster) Get(_ context.Context, path string, into any) error {
 	return json.Unmarshal(text, into)
 }
 
-func (c *cluster) Patch(_ context.Context, path, contentType string, patch any) error {
-	if f := c.conflict; f != nil && strings.Contains(path, "/secrets/") {
+func (c *cluster) Patch(_ context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch any, _ bool, _ any) error {
+	if f := c.conflict; f != nil && ref == secrets.In("kube-system").Named("hook") {
 		c.conflict = nil
 		f()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.patches = append(c.patches, path)
+	c.patches = append(c.patches, ref.String())
 	text, _ := json.Marshal(patch)
-	if strings.Contains(path, "/secrets/") {
+	if ref == secrets.In("kube-system").Named("hook") {
 		var s secret
-		if err := json.Unmarshal(text, &s); err != nil || contentType != mergePatch {
-			return fmt.Errorf("%s: %w", contentType, err)
+		if err := json.Unmarshal(text, &s); err != nil || kind != kubeapi.MergePatch {
+			return fmt.Errorf("%s: %w", kind, err)
 		}
 		if s.Metadata.ResourceVersion != fmt.Sprint(c.version) {
-			return fmt.Errorf("patching: %w", ErrConflict)
+			return fmt.Errorf("patching: %w", kubeapi.Conflict)
 		}
 		c.secret.Data = s.Data
 		c.version++
 		return nil
 	}
 	var changes webhookConfiguration
-	if err := json.Unmarshal(text, &changes); err != nil || contentType != strategicPatch {
-		return fmt.Errorf("%s: %w", contentType, err)
+	if err := json.Unmarshal(text, &changes); err != nil || kind != kubeapi.StrategicMerge {
+		return fmt.Errorf("%s: %w", kind, err)
 	}
 	for _, ch := range changes.Webhooks {
 		for i := range c.hooks.Webhooks {

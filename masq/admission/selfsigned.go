@@ -20,6 +20,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"sordino/internal/kubeapi"
 )
 
 // How long the certificates are valid, and when they are replaced before.
@@ -33,22 +35,17 @@ const (
 	firstRetry = time.Second
 )
 
-// ErrConflict is what API.Patch answers when the object is another than the
-// patch was made for.
-var ErrConflict = errors.New("the object was changed meanwhile")
-
-// The paths and the content types of the API that are used.
-const (
-	mergePatch     = "application/merge-patch+json"
-	strategicPatch = "application/strategic-merge-patch+json"
-)
-
-// API is what is asked of the Kubernetes API. Errors are told apart by
-// [ErrConflict] only.
+// API is what is asked of the Kubernetes API.
 type API interface {
-	Get(ctx context.Context, path string, into any) error
-	Patch(ctx context.Context, path, contentType string, patch any) error
+	Get(ctx context.Context, ref kubeapi.Ref, into any) error
+	Patch(ctx context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch any, force bool, into any) error
 }
+
+// The kinds of the two objects.
+var (
+	secrets        = kubeapi.Ref{Version: "v1", Resource: "secrets"}
+	configurations = kubeapi.Ref{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"}
+)
 
 // SelfSigned serves certificates of a CA of its own. The CA is kept in a
 // Secret, so that several replicas agree, and is put into the
@@ -144,10 +141,10 @@ func (s *SelfSigned) ensure(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	path := "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/" + s.Name
+	ref := configurations.Named(s.Name)
 	var c webhookConfiguration
-	if err := s.API.Get(ctx, path, &c); err != nil {
-		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", s.Name, err)
+	if err := s.API.Get(ctx, ref, &c); err != nil {
+		return err
 	}
 	type change struct {
 		Name         string `json:"name"`
@@ -169,8 +166,8 @@ func (s *SelfSigned) ensure(ctx context.Context, now time.Time) error {
 	}
 	if len(changes) > 0 {
 		// Merged by the webhooks' names: nothing else of them is touched.
-		if err := s.API.Patch(ctx, path, strategicPatch, map[string]any{"webhooks": changes}); err != nil {
-			return fmt.Errorf("writing caBundle of the ValidatingWebhookConfiguration %s: %w", s.Name, err)
+		if err := s.API.Patch(ctx, ref, kubeapi.StrategicMerge, map[string]any{"webhooks": changes}, false, nil); err != nil {
+			return err
 		}
 		s.Log.Info("the API server trusts our CA now", "configuration", s.Name)
 	}
@@ -201,11 +198,13 @@ func names(c *x509.Certificate) []string {
 // authority reads the CA from the Secret, and makes one where there is none or
 // where it ends soon.
 func (s *SelfSigned) authority(ctx context.Context, now time.Time) (secret, error) {
-	path := fmt.Sprintf("/api/v1/namespaces/%s/secrets/%s", s.Namespace, s.Name)
+	ref := secrets.In(s.Namespace).Named(s.Name)
 	for {
 		var held secret
-		if err := s.API.Get(ctx, path, &held); err != nil {
-			return held, fmt.Errorf("reading the Secret %s/%s, which the manifests bring: %w", s.Namespace, s.Name, err)
+		if err := s.API.Get(ctx, ref, &held); errors.Is(err, kubeapi.NotFound) {
+			return held, fmt.Errorf("%w; it comes with the webhook's manifests", err)
+		} else if err != nil {
+			return held, err
 		}
 		ca, _, err := certificateOf(held)
 		if err == nil && now.Before(ca.NotAfter.Add(-caRenewal)) {
@@ -219,12 +218,12 @@ func (s *SelfSigned) authority(ctx context.Context, now time.Time) (secret, erro
 			made.Data.Certificates = append(made.Data.Certificates, held.Data.Certificates...)
 		}
 		made.Metadata.ResourceVersion = held.Metadata.ResourceVersion
-		err = s.API.Patch(ctx, path, mergePatch, made)
-		if errors.Is(err, ErrConflict) {
+		err = s.API.Patch(ctx, ref, kubeapi.MergePatch, made, false, nil)
+		if errors.Is(err, kubeapi.Conflict) {
 			continue // another replica was first: its CA is ours
 		}
 		if err != nil {
-			return held, fmt.Errorf("writing the Secret %s/%s: %w", s.Namespace, s.Name, err)
+			return held, err
 		}
 		s.Log.Info("made a CA for the webhook", "secret", s.Namespace+"/"+s.Name, "until", now.Add(caLife).UTC().Format(time.DateOnly))
 		return made, nil
