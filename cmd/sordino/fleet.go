@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -147,7 +148,11 @@ func writeFleet(w io.Writer, f fleet.Fleet) {
 	for _, s := range f.Sources {
 		sources = append(sources, fmt.Sprintf("%s is %s", s.Name, short(s.Digest)))
 	}
-	fmt.Fprintf(w, "%d nodes: %s. %s.\n", len(f.Nodes), strings.Join(counts, ", "), strings.Join(sources, ", "))
+	nodes := "nodes"
+	if len(f.Nodes) == 1 {
+		nodes = "node"
+	}
+	fmt.Fprintf(w, "%d %s: %s. %s.\n", len(f.Nodes), nodes, cmp.Or(strings.Join(counts, ", "), "nobody runs the agent"), strings.Join(sources, ", "))
 }
 
 // short is as much of a digest as a person compares.
