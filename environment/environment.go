@@ -81,6 +81,9 @@ func (e *Environment) AgentEnabled() bool {
 // Missing says what of the environment is not in force in an observation; nil
 // when every node is there, ready, and holds what is desired.
 func (e *Environment) Missing(o Observed) error {
+	if o.Unseen != nil {
+		return fmt.Errorf("not seen since %s: %s", o.Unseen.Since.Format(time.RFC3339), o.Unseen.Cause)
+	}
 	if o.Generation != e.Generation {
 		return fmt.Errorf("generation %d is in place, not %d", o.Generation, e.Generation)
 	}

@@ -14,6 +14,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 
 	"sordino/environment"
 )
@@ -29,16 +30,22 @@ type Driver interface {
 	// there is no error.
 	Remove(e *environment.Environment) []Step
 	// Observe tells what is there. An environment whose Observed.Generation is
-	// not its own, or that has a node that is not ready, is not in place.
+	// not its own, or that has a node that is not ready, is not in place. An
+	// error that wraps ErrUnreachable says that nothing can be told: what was
+	// found before stays, and nothing is mended until the cluster answers.
 	Observe(ctx context.Context, e *environment.Environment) (environment.Observed, error)
 	// Prune removes every cluster whose environment's UUID is not among those
-	// given, and returns the UUIDs removed.
+	// given, and returns the UUIDs removed. Where clusters are shared with other
+	// servers it removes nothing: theirs are not among those given.
 	Prune(ctx context.Context, keep map[string]bool) ([]string, error)
 	// Watch calls changed with the UUID of an environment whose cluster may no
 	// longer be what it was, and with "" when all may be concerned, until the
 	// context ends.
 	Watch(ctx context.Context, changed func(uuid string)) error
 }
+
+// ErrUnreachable says that a cluster does not answer.
+var ErrUnreachable = errors.New("the cluster cannot be reached")
 
 // Step is one named part of the work.
 type Step struct {

@@ -93,9 +93,16 @@ func (r *Reconciler) Run(ctx context.Context) {
 	running.Go(func() {
 		// What waits comes first, then what should be in place.
 		r.untilDone(ctx, "reading what is to be done", r.scan)
-		if r.untilDone(ctx, "removing clusters without an environment", r.prune) {
-			r.checkAll()
-		}
+		checked := false
+		r.untilDone(ctx, "removing clusters without an environment", func(ctx context.Context) error {
+			err := r.prune(ctx)
+			// Those that are there do not wait for what is nobody's.
+			if err == nil || !checked {
+				checked = true
+				r.checkAll()
+			}
+			return err
+		})
 	})
 	running.Go(func() {
 		r.untilDone(ctx, "forgetting old operations", r.forget)

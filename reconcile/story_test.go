@@ -38,6 +38,7 @@ var updateGolden = flag.Bool("update", false, "rewrite the stories' outcomes fro
 //	break STEP: MESSAGE                the driver's step fails until it is healed
 //	break STEP@GENERATION: MESSAGE     … only for one generation
 //	refuse STEP: MESSAGE               … with an error that stays
+//	unreachable STEP                   … fails since the cluster cannot be reached
 //	hang STEP                          … never ends by itself
 //	panic STEP
 //	heal STEP
@@ -46,7 +47,7 @@ var updateGolden = flag.Bool("update", false, "rewrite the stories' outcomes fro
 //	lose NAME PART silently
 //	debris UUID                        a cluster that is nobody's
 //	advance DURATION
-//	expect NAME STATE|gone
+//	expect NAME STATE|gone [unseen since DURATION]
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -109,7 +110,7 @@ func randomStory(random *rand.Rand) string {
 			verb := pick("create", "create", "update", "update", "config", "restart", "check", "delete", "cancel")
 			lines = append(lines, fmt.Sprintf("%s %s %d perhaps", verb, name, 1+random.IntN(4)))
 		case 4:
-			lines = append(lines, pick("break", "break", "break", "refuse", "hang", "panic")+" "+pick(steps...)+": a fault")
+			lines = append(lines, pick("break", "break", "break", "refuse", "hang", "panic", "unreachable")+" "+pick(steps...)+": a fault")
 		case 5:
 			lines = append(lines, "heal "+pick(steps...))
 		case 6:
@@ -212,6 +213,8 @@ func tell(t *testing.T, folder, script string) string {
 			set(func(context.Context) error {
 				return &environment.Error{Code: environment.FailedPrecondition, Reason: "REFUSED", Message: message}
 			})
+		case "unreachable":
+			set(func(context.Context) error { return fmt.Errorf("no route to it: %w", reconcile.ErrUnreachable) })
 		case "hang":
 			set(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 		case "panic":
@@ -249,7 +252,10 @@ func tell(t *testing.T, folder, script string) string {
 			if e := stored(t, store, words[1]); e != nil {
 				got = e.State.String()
 			}
-			if got != words[2] {
+			if e := stored(t, store, words[1]); e != nil && e.Observed.Unseen != nil {
+				got += " unseen since " + e.Observed.Unseen.Since.Sub(began).String()
+			}
+			if got != strings.Join(words[2:], " ") {
 				fail("it is %s", got)
 			}
 		default:

@@ -485,7 +485,7 @@ func verb(o *environment.Operation) string {
 // an operation.
 func (j *job) check(ctx context.Context) {
 	err := j.look(ctx)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, errStale) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errStale) && !errors.Is(err, ErrUnreachable) {
 		j.log.Warn("not in place: mending it", "error", err)
 		err = j.mend(ctx)
 	}
@@ -493,6 +493,9 @@ func (j *job) check(ctx context.Context) {
 	case ctx.Err() != nil:
 	case errors.Is(err, errStale):
 		j.queue.add(j.e.Name, false)
+	case errors.Is(err, ErrUnreachable):
+		j.log.Warn("the environment cannot be seen; it stays as it is", "error", err, "again in", lastPause)
+		j.queue.addAfter(j.e.Name, lastPause)
 	case err != nil:
 		j.log.Error("mending the environment", "error", err)
 		j.failed(j.e.Name)
@@ -508,7 +511,13 @@ func (j *job) look(ctx context.Context) error {
 		observed, err = j.Driver.Observe(ctx, j.e)
 		return "", err
 	}}, observeWithin); err != nil {
-		return err
+		if !errors.Is(err, ErrUnreachable) || j.e.Observed.Unseen != nil || ctx.Err() != nil {
+			return err
+		}
+		return errors.Join(err, j.write(ctx, func(tx environment.Tx, e *environment.Environment, _ *environment.Operation) error {
+			e.Observed.Unseen = &environment.Unseen{Since: j.Now(), Cause: err.Error()}
+			return tx.PutEnvironment(e)
+		}))
 	}
 	if old := j.e.Observed; !same(old, observed) {
 		if err := j.write(ctx, func(tx environment.Tx, e *environment.Environment, _ *environment.Operation) error {

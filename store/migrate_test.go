@@ -86,3 +86,50 @@ func TestMigrationNames(t *testing.T) {
 		}
 	}
 }
+
+// A database from before existing clusters is read as it was.
+func TestMigrationOfClusters(t *testing.T) {
+	folder := t.TempDir()
+	scripts, err := loadMigrations(migrationFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := open(folder, scripts[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", filepath.Join(folder, Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"one", "two"} {
+		if _, err := db.Exec(`INSERT INTO environments (project, location, id, uuid, state, created, updated, generation, revision, config, document)
+			VALUES ('p', 'l', ?, ?, 2, 1, 1, 1, 1, NULL, '{}')`, id, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.View(t.Context(), func(tx environment.Tx) error {
+		list, err := tx.Environments(environment.EnvironmentQuery{})
+		if len(list) != 2 || list[0].Cluster != "" || list[1].Name.ID != "two" {
+			t.Errorf("got %+v", list)
+		}
+		holders, errHolders := tx.ClusterHolders()
+		if len(holders) != 0 {
+			t.Errorf("holders %v", holders)
+		}
+		return errors.Join(err, errHolders)
+	}); err != nil {
+		t.Fatal(err)
+	}
+}

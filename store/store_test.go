@@ -580,3 +580,46 @@ func TestValuesBelongToTheCaller(t *testing.T) {
 		t.Errorf("read %q", got)
 	}
 }
+
+// An existing cluster has one environment at a time, and is free again after.
+func TestClusterHolders(t *testing.T) {
+	s := storetest.Open(t)
+	first, second, none := number(1), number(2), number(3)
+	first.Cluster, second.Cluster = "cluster-1", "cluster-2"
+	first.Observed.Nodes[0].Network = &environment.NodeNetwork{Address: netip.MustParseAddr("10.89.0.2"), PodCIDR: netip.MustParsePrefix("10.88.1.0/24")}
+	first.Observed.Unseen = &environment.Unseen{Since: time.Unix(1_800_000_002, 0).UTC(), Cause: "no route"}
+	op := createOf(first)
+	op.State, op.Result = environment.Succeeded, first
+	update(t, s, func(tx environment.Tx) error {
+		return errors.Join(tx.PutEnvironment(first), tx.PutEnvironment(second), tx.PutEnvironment(none), tx.PutOperation(op))
+	})
+	another := number(4)
+	another.Cluster = "cluster-1"
+	if err := s.Update(t.Context(), func(tx environment.Tx) error { return tx.PutEnvironment(another) }); !errors.Is(err, environment.ErrConflict) {
+		t.Errorf("one cluster twice: %v", err)
+	}
+	view(t, s, func(tx environment.Tx) error {
+		holders, err := tx.ClusterHolders()
+		if diff := cmp.Diff(map[string]environment.Name{"cluster-1": first.Name, "cluster-2": second.Name}, holders); diff != "" {
+			t.Errorf("holders (-want +got):\n%s", diff)
+		}
+		got, errGet := tx.Environment(first.Name)
+		if diff := cmp.Diff(first, got, exactly); diff != "" {
+			t.Errorf("the environment (-want +got):\n%s", diff)
+		}
+		stored, errOp := tx.Operation(op.Name)
+		if errOp == nil && stored.Result.Cluster != "cluster-1" {
+			t.Errorf("the operation's result is on %q", stored.Result.Cluster)
+		}
+		// Its ranges are its own affair.
+		reservations, errRes := tx.Reservations(first.Plan.Network)
+		for _, r := range reservations {
+			if r.Owner != none.Name.String() {
+				t.Errorf("%s is reserved for %s", r.Prefix, r.Owner)
+			}
+		}
+		return errors.Join(err, errGet, errOp, errRes)
+	})
+	update(t, s, func(tx environment.Tx) error { return tx.DeleteEnvironment(first.Name) })
+	update(t, s, func(tx environment.Tx) error { return tx.PutEnvironment(another) })
+}
