@@ -93,6 +93,9 @@ func (m *masqAgents) GetMasqAgent(ctx context.Context, r *masqv1.GetMasqAgentReq
 	if out.Proof != "" {
 		out.ProofTime = timestamp(e.Observed.Checked)
 	}
+	if u := e.Observed.Unseen; u != nil {
+		out.UnseenTime, out.UnseenCause = timestamp(u.Since), u.Cause
+	}
 	for _, r := range e.Plan.InCluster() {
 		out.AutomaticExemptions = append(out.AutomaticExemptions, &masqv1.Exemption{Cidr: r.Prefix.String(), Kind: string(r.Kind)})
 	}

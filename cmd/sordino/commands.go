@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	var r remote
 	root.AddCommand(serveCommand(), envCommand(), tokenCommand(), backupCommand(), environmentsCommand(&r), operationsCommand(&r), imageVersionsCommand(&r), masqCommand(&r),
-		demoCommand(), labCommand(), hostCommand(), &cobra.Command{
+		demoCommand(), labCommand(), hostCommand(), clustersCommand(), workerCommand(), probeCommand(), &cobra.Command{
 			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 			Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "sordino", version) },
 		})

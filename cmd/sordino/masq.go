@@ -69,6 +69,9 @@ func writeAgent(w io.Writer, a *masqv1.MasqAgent) {
 	} else {
 		fmt.Fprintln(w, "proof:      none by a packet")
 	}
+	if a.UnseenTime != nil {
+		fmt.Fprintf(w, "NOT SEEN:   since %s: %s\n", a.UnseenTime.AsTime().Format("2006-01-02 15:04:05 MST"), a.UnseenCause)
+	}
 	var rows [][]string
 	for _, n := range a.Nodes {
 		state := "ready"

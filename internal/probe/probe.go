@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -33,6 +34,7 @@ const Port = 7000
 // it sees them with.
 type Observer struct {
 	closers []interface{ Close() error }
+	address net.Addr
 	done    sync.WaitGroup
 	seen    func(protocol string, from netip.Addr)
 
@@ -41,6 +43,40 @@ type Observer struct {
 	news  *sync.Cond
 }
 
+// Listen answers TCP and UDP at an address, as an ordinary user may.
+func Listen(address string) (*Observer, error) {
+	o := newObserver(func(string, netip.Addr) {})
+	if err := o.listen(address); err != nil {
+		return nil, errors.Join(fmt.Errorf("listening for probes: %w", err), o.Close())
+	}
+	return o, nil
+}
+
+func newObserver(seen func(protocol string, from netip.Addr)) *Observer {
+	o := &Observer{pings: map[string]netip.Addr{}, seen: seen}
+	o.news = sync.NewCond(&o.mu)
+	return o
+}
+
+func (o *Observer) listen(address string) error {
+	tcp, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	o.closers, o.address = append(o.closers, tcp), tcp.Addr()
+	o.done.Go(func() { o.serveTCP(tcp) })
+	udp, err := net.ListenPacket("udp", tcp.Addr().String()) // also where any port will do
+	if err != nil {
+		return err
+	}
+	o.closers = append(o.closers, udp)
+	o.done.Go(func() { o.serveUDP(udp) })
+	return nil
+}
+
+// Address is where it listens for TCP and UDP.
+func (o *Observer) Address() net.Addr { return o.address }
+
 // Observe listens for TCP, UDP and ICMP of both families.
 func Observe(ns *netns.NS) (*Observer, error) {
 	return ObserveEach(ns, func(string, netip.Addr) {})
@@ -48,20 +84,12 @@ func Observe(ns *netns.NS) (*Observer, error) {
 
 // ObserveEach is Observe, and tells of every caller by TCP and UDP.
 func ObserveEach(ns *netns.NS, seen func(protocol string, from netip.Addr)) (*Observer, error) {
-	o := &Observer{pings: map[string]netip.Addr{}, seen: seen}
-	o.news = sync.NewCond(&o.mu)
-	var tcp net.Listener
-	var udp net.PacketConn
+	o := newObserver(seen)
 	var ping4, ping6 *icmp.PacketConn
 	err := ns.Do(func() (err error) {
-		if tcp, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", Port)); err != nil {
+		if err := o.listen(fmt.Sprintf("[::]:%d", Port)); err != nil {
 			return err
 		}
-		o.closers = append(o.closers, tcp)
-		if udp, err = net.ListenPacket("udp", fmt.Sprintf("[::]:%d", Port)); err != nil {
-			return err
-		}
-		o.closers = append(o.closers, udp)
 		if ping4, err = icmp.ListenPacket("ip4:icmp", "0.0.0.0"); err != nil {
 			return err
 		}
@@ -75,8 +103,6 @@ func ObserveEach(ns *netns.NS, seen func(protocol string, from netip.Addr)) (*Ob
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listening for probes: %w", err), o.Close())
 	}
-	o.done.Go(func() { o.serveTCP(tcp) })
-	o.done.Go(func() { o.serveUDP(udp) })
 	o.done.Go(func() { o.servePings(ping4, 1) })
 	o.done.Go(func() { o.servePings(ping6, 58) })
 	return o, nil
@@ -95,8 +121,12 @@ func (o *Observer) Close() error {
 func (o *Observer) serveTCP(l net.Listener) {
 	for {
 		c, err := l.Accept()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil { // too many open files, or the caller is gone already
+			time.Sleep(10 * time.Millisecond)
+			continue
 		}
 		from := addrOf(c.RemoteAddr())
 		o.seen("tcp", from)
@@ -109,8 +139,12 @@ func (o *Observer) serveUDP(c net.PacketConn) {
 	buffer := make([]byte, 512)
 	for {
 		_, from, err := c.ReadFrom(buffer)
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond)
+			continue
 		}
 		o.seen("udp", addrOf(from))
 		_, _ = c.WriteTo([]byte(addrOf(from).String()+"\n"), from)
@@ -184,6 +218,21 @@ func Send(ctx context.Context, from *netns.NS, protocol string, to netip.Addr, t
 	if err != nil {
 		return netip.Addr{}, err
 	}
+	return ask(ctx, conn, protocol)
+}
+
+// Ask sends one probe from where this program is by "tcp" or "udp", and returns
+// the address that the observer saw.
+func Ask(ctx context.Context, protocol string, to netip.AddrPort) (netip.Addr, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, protocol, to.String())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return ask(ctx, conn, protocol)
+}
+
+// ask closes the connection.
+func ask(ctx context.Context, conn net.Conn, protocol string) (netip.Addr, error) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	if protocol == "udp" {

@@ -53,7 +53,11 @@ type MasqAgent struct {
 	InForce bool `protobuf:"varint,9,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	// For a conditional update (AIP-154): given with another value than the
 	// stored one, an update is ABORTED.
-	Etag          string `protobuf:"bytes,10,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,10,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Since when the environment's cluster cannot be reached, and why; what else
+	// is told of nodes is from before. Absent when it can. Output only.
+	UnseenTime    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=unseen_time,json=unseenTime,proto3" json:"unseen_time,omitempty"`
+	UnseenCause   string                 `protobuf:"bytes,12,opt,name=unseen_cause,json=unseenCause,proto3" json:"unseen_cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -154,6 +158,20 @@ func (x *MasqAgent) GetInForce() bool {
 func (x *MasqAgent) GetEtag() string {
 	if x != nil {
 		return x.Etag
+	}
+	return ""
+}
+
+func (x *MasqAgent) GetUnseenTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UnseenTime
+	}
+	return nil
+}
+
+func (x *MasqAgent) GetUnseenCause() string {
+	if x != nil {
+		return x.UnseenCause
 	}
 	return ""
 }
@@ -867,7 +885,7 @@ var File_sordino_masq_v1_masq_agent_proto protoreflect.FileDescriptor
 
 const file_sordino_masq_v1_masq_agent_proto_rawDesc = "" +
 	"\n" +
-	" sordino/masq/v1/masq_agent.proto\x12\x0fsordino.masq.v1\x1a\x1cgoogle/api/annotations.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x03\n" +
+	" sordino/masq/v1/masq_agent.proto\x12\x0fsordino.masq.v1\x1a\x1cgoogle/api/annotations.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x03\n" +
 	"\tMasqAgent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06config\x18\x02 \x01(\tR\x06config\x12\x1e\n" +
@@ -882,7 +900,10 @@ const file_sordino_masq_v1_masq_agent_proto_rawDesc = "" +
 	"proof_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tproofTime\x12\x19\n" +
 	"\bin_force\x18\t \x01(\bR\ainForce\x12\x12\n" +
 	"\x04etag\x18\n" +
-	" \x01(\tR\x04etag\"3\n" +
+	" \x01(\tR\x04etag\x12;\n" +
+	"\vunseen_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"unseenTime\x12!\n" +
+	"\funseen_cause\x18\f \x01(\tR\vunseenCause\"3\n" +
 	"\tExemption\x12\x12\n" +
 	"\x04cidr\x18\x01 \x01(\tR\x04cidr\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\"\xb6\x02\n" +
@@ -975,22 +996,23 @@ var file_sordino_masq_v1_masq_agent_proto_depIdxs = []int32{
 	1,  // 0: sordino.masq.v1.MasqAgent.automatic_exemptions:type_name -> sordino.masq.v1.Exemption
 	2,  // 1: sordino.masq.v1.MasqAgent.nodes:type_name -> sordino.masq.v1.Node
 	11, // 2: sordino.masq.v1.MasqAgent.proof_time:type_name -> google.protobuf.Timestamp
-	0,  // 3: sordino.masq.v1.UpdateMasqAgentRequest.masq_agent:type_name -> sordino.masq.v1.MasqAgent
-	7,  // 4: sordino.masq.v1.PlanMasqAgentResponse.nodes:type_name -> sordino.masq.v1.NodePlan
-	10, // 5: sordino.masq.v1.ExplainFlowResponse.nodes:type_name -> sordino.masq.v1.NodeExplanation
-	3,  // 6: sordino.masq.v1.MasqAgents.GetMasqAgent:input_type -> sordino.masq.v1.GetMasqAgentRequest
-	4,  // 7: sordino.masq.v1.MasqAgents.UpdateMasqAgent:input_type -> sordino.masq.v1.UpdateMasqAgentRequest
-	5,  // 8: sordino.masq.v1.MasqAgents.PlanMasqAgent:input_type -> sordino.masq.v1.PlanMasqAgentRequest
-	8,  // 9: sordino.masq.v1.MasqAgents.ExplainFlow:input_type -> sordino.masq.v1.ExplainFlowRequest
-	0,  // 10: sordino.masq.v1.MasqAgents.GetMasqAgent:output_type -> sordino.masq.v1.MasqAgent
-	12, // 11: sordino.masq.v1.MasqAgents.UpdateMasqAgent:output_type -> google.longrunning.Operation
-	6,  // 12: sordino.masq.v1.MasqAgents.PlanMasqAgent:output_type -> sordino.masq.v1.PlanMasqAgentResponse
-	9,  // 13: sordino.masq.v1.MasqAgents.ExplainFlow:output_type -> sordino.masq.v1.ExplainFlowResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	11, // 3: sordino.masq.v1.MasqAgent.unseen_time:type_name -> google.protobuf.Timestamp
+	0,  // 4: sordino.masq.v1.UpdateMasqAgentRequest.masq_agent:type_name -> sordino.masq.v1.MasqAgent
+	7,  // 5: sordino.masq.v1.PlanMasqAgentResponse.nodes:type_name -> sordino.masq.v1.NodePlan
+	10, // 6: sordino.masq.v1.ExplainFlowResponse.nodes:type_name -> sordino.masq.v1.NodeExplanation
+	3,  // 7: sordino.masq.v1.MasqAgents.GetMasqAgent:input_type -> sordino.masq.v1.GetMasqAgentRequest
+	4,  // 8: sordino.masq.v1.MasqAgents.UpdateMasqAgent:input_type -> sordino.masq.v1.UpdateMasqAgentRequest
+	5,  // 9: sordino.masq.v1.MasqAgents.PlanMasqAgent:input_type -> sordino.masq.v1.PlanMasqAgentRequest
+	8,  // 10: sordino.masq.v1.MasqAgents.ExplainFlow:input_type -> sordino.masq.v1.ExplainFlowRequest
+	0,  // 11: sordino.masq.v1.MasqAgents.GetMasqAgent:output_type -> sordino.masq.v1.MasqAgent
+	12, // 12: sordino.masq.v1.MasqAgents.UpdateMasqAgent:output_type -> google.longrunning.Operation
+	6,  // 13: sordino.masq.v1.MasqAgents.PlanMasqAgent:output_type -> sordino.masq.v1.PlanMasqAgentResponse
+	9,  // 14: sordino.masq.v1.MasqAgents.ExplainFlow:output_type -> sordino.masq.v1.ExplainFlowResponse
+	11, // [11:15] is the sub-list for method output_type
+	7,  // [7:11] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_sordino_masq_v1_masq_agent_proto_init() }

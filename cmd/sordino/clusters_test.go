@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sordino/internal/kubetest"
+	"sordino/internal/probe"
+)
+
+func TestClustersCheck(t *testing.T) {
+	k := kubetest.Start(t, kubetest.Options{})
+	k.Kubectl(t, `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1"},"spec":{"podCIDR":"10.88.1.0/24","podCIDRs":["10.88.1.0/24"]}}`, "create", "-f", "-")
+	k.Kubectl(t, "", "patch", "node", "n1", "--subresource=status", "--type=merge", "-p", `{"status":{"addresses":[{"type":"InternalIP","address":"10.89.0.11"}]}}`)
+	contextName := strings.TrimSpace(k.Kubectl(t, "", "config", "current-context"))
+	file := filepath.Join(t.TempDir(), "clusters.yaml")
+	write := func(nodeRange, more string) {
+		t.Helper()
+		text := fmt.Sprintf("clusters:\n- {name: cluster-1, location: us-central1, kubeconfig: %s, context: %s, nodeRange: %s, podRange: 10.88.0.0/16}\n%s", k.Kubeconfig(), contextName, nodeRange, more)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("10.89.0.0/24", "")
+	expectCommand(t, 0, `cluster-1, at us-central1
+  nodes     1, 0 ready: n1 (10.89.0.11 NOT READY)
+  has       nodes in 10.89.0.11/32, Pod CIDRs in 10.88.1.0/24, Services in 10.96.0.0/16
+  probe     none: that workers are seen as their nodes will not be proven
+  claim     free`, "", "", "clusters", "check", file)
+
+	k.Kubectl(t, "", "create", "namespace", "sordino")
+	k.Kubectl(t, "", "label", "namespace", "sordino", "sordino.dev/environment=an-uuid")
+	write("10.90.0.0/24", "- {name: cluster-2, location: us-central1, kubeconfig: /nowhere, context: c, nodeRange: 10.1.0.0/24, podRange: 10.2.0.0/16}\n")
+	expectCommand(t, 1, `  claim     taken by the environment with UUID an-uuid
+  WRONG     Nodes' addresses are not in nodeRange 10.90.0.0/24: n1 has 10.89.0.11; write a range that holds 10.89.0.11/32
+cluster-2, at us-central1
+  WRONG     cluster cluster-2: reading the context "c" of /nowhere:`, "sordino: 2 of 2 clusters cannot take an environment as they are declared", "", "clusters", "check", file)
+	write("10.90.0.1/24", "")
+	expectCommand(t, 1, "", file+":2: nodeRange 10.90.0.1/24 has bits beyond its length; write 10.90.0.0/24", "", "clusters", "check", file)
+}
+
+func TestProbe(t *testing.T) {
+	o, err := probe.Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := o.Address().String()
+	for _, flags := range [][]string{{}, {"--udp"}} {
+		expectCommand(t, 0, "127.0.0.1", "", "", append([]string{"probe", target}, flags...)...)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	expectCommand(t, 1, "", "sordino: probing "+target+" by tcp: ", "", "probe", target)
+	expectCommand(t, 1, "", `sordino: the target "nobody": write ADDRESS:PORT`, "", "probe", "nobody")
+
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	expectCommand(t, 1, "", "no answer within 50ms; the packet, or the answer, is dropped on the way, or nothing listens there", "", "probe", silent.LocalAddr().String(), "--udp", "--timeout", "50ms")
+}
+
+// The target and the worker end with SIGTERM, and nothing is wrong then.
+func TestProbeServeAndWorker(t *testing.T) {
+	for _, args := range [][]string{{"worker"}, {"probe", "serve", "--listen", "127.0.0.1:0"}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan int, 1)
+		said := &log{}
+		go func() { ended <- run(ctx, args, strings.NewReader(""), said, said) }()
+		select {
+		case status := <-ended:
+			t.Errorf("%v ends by itself with %d: %s", args, status, said)
+		case <-time.After(50 * time.Millisecond):
+		}
+		cancel()
+		if status := <-ended; status != 0 {
+			t.Errorf("%v ends with %d: %s", args, status, said)
+		}
+	}
+}
