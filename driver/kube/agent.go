@@ -1,0 +1,125 @@
+package kubedriver
+
+import (
+	"context"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"sordino/deploy"
+	"sordino/driver"
+	"sordino/environment"
+	"sordino/environment/address"
+)
+
+const (
+	agentNamespace = "kube-system"
+	agentName      = "ip-masq-agent"
+)
+
+var (
+	agentSet   = set{agentNamespace, agentName, "k8s-app=" + agentName, agentName}
+	cleanupSet = set{agentNamespace, agentName + "-cleanup", "k8s-app=" + agentName + "-cleanup", "clean"}
+)
+
+// agentObjects are what the agent is made of on an environment's cluster; the
+// ConfigMap comes first, so that no agent starts without it.
+func (d *Driver) agentObjects(e *environment.Environment) ([]*unstructured.Unstructured, error) {
+	options := deploy.Options{Image: d.AgentImage}
+	for _, r := range []struct {
+		flag string
+		kind address.Kind
+	}{{"--node-cidrs=", address.Nodes}, {"--pod-cidrs=", address.Pods}, {"--service-cidrs=", address.Services}} {
+		flag := r.flag
+		for _, in := range e.Plan.Ranges {
+			if in.Kind == r.kind {
+				if flag != r.flag {
+					flag += ","
+				}
+				flag += in.Prefix.String()
+			}
+		}
+		if flag != r.flag {
+			options.Arguments = append(options.Arguments, flag)
+		}
+	}
+	objects, err := deploy.Objects(deploy.AgentBase, options)
+	if err != nil {
+		return nil, err
+	}
+	if e.Agent.Text != "" {
+		config := configMap()
+		config.Object["data"] = map[string]any{"config": e.Agent.Text}
+		objects = append([]*unstructured.Unstructured{config}, objects...)
+	}
+	return objects, nil
+}
+
+func configMap() *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "ConfigMap",
+		"metadata": map[string]any{"name": agentName, "namespace": agentNamespace, "labels": map[string]any{"k8s-app": agentName}}}}
+}
+
+func (d *Driver) applyAgent(ctx context.Context, c *cluster, e *environment.Environment) (string, error) {
+	objects, err := d.agentObjects(e)
+	if err != nil {
+		return "", err
+	}
+	// Looked at before the note: what is somebody else's is never cleaned up.
+	if err := c.foreign(ctx, e.UUID, objects); err != nil {
+		return "", err
+	}
+	if err := c.note(ctx, e.UUID, func(s *state) {
+		s.Agent = true
+		s.ConfigDigest, s.ConfigGeneration = digestOf(e.Agent.Text), e.Agent.Generation
+	}); err != nil {
+		return "", err
+	}
+	changes, err := c.applyOurs(ctx, objects)
+	if err != nil {
+		return "", err
+	}
+	if e.Agent.Text == "" {
+		if removed, err := c.remove(ctx, e.UUID, configMap()); err != nil {
+			return "", err
+		} else if removed {
+			changes = append(changes, "the ConfigMap is deleted: there is no configuration")
+		}
+	}
+	return driver.Count(len(objects), "object") + " of the agent applied" + d.told(e, changes), nil
+}
+
+// awaitAgents waits until every node's agent has looked at the configuration and
+// the kernel holds its rules.
+func (d *Driver) awaitAgents(ctx context.Context, c *cluster, e *environment.Environment) (string, error) {
+	digest := digestOf(e.Agent.Text)
+	var count int
+	err := c.until(ctx, append(agentSet.watched(), selection{resource: nodes}), func(ctx context.Context) error {
+		all, err := c.nodes(ctx)
+		if err != nil {
+			return err
+		}
+		var lack []string
+		for i := range all {
+			n := &all[i]
+			if reason := n.rejects(digest); reason != "" {
+				return driver.ConfigRejected(n.Metadata.Name, reason)
+			}
+			if why := n.lacks(digest, d.Now()); why != "" {
+				lack = append(lack, n.Metadata.Name+": "+why)
+			}
+		}
+		on, err := c.rolledOut(ctx, agentSet)
+		switch {
+		case err != nil:
+			return err
+		case len(lack) > 0:
+			return fmt.Errorf("%s", some(lack))
+		case on < len(all):
+			return fmt.Errorf("the %s is on %d of %d nodes", agentSet, on, len(all))
+		}
+		count = on
+		return nil
+	})
+	return onNodes("rules in place", count), err
+}

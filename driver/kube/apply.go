@@ -1,0 +1,347 @@
+package kubedriver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"sordino/clusters"
+	"sordino/environment"
+)
+
+// apply makes objects of an environment what they should be, in their order,
+// and tells what somebody else had changed of them.
+//
+// An object is the environment's when it bears its label. One that was there
+// before without it is somebody else's, and nothing at all is applied: the
+// error names each, who has set what of it, and what to do. An empty label
+// hands an object over.
+func (c *cluster) apply(ctx context.Context, uuid string, objects []*unstructured.Unstructured) (told []string, err error) {
+	if err := c.foreign(ctx, uuid, objects); err != nil {
+		return nil, err
+	}
+	return c.applyOurs(ctx, objects)
+}
+
+// applyOurs applies objects that were looked at by foreign.
+func (c *cluster) applyOurs(ctx context.Context, objects []*unstructured.Unstructured) (told []string, err error) {
+	for _, o := range objects {
+		change, err := c.applyOne(ctx, o)
+		if apierrors.IsInvalid(err) {
+			return told, c.refuse("CLUSTER_REJECTS_OBJECT", "it does not take the %s: %v", nameOf(o), err)
+		}
+		if err != nil {
+			return told, fmt.Errorf("applying %s: %w", nameOf(o), err)
+		}
+		if change != "" {
+			told = append(told, change)
+		}
+	}
+	return told, nil
+}
+
+// foreign refuses to go on when one of the objects is there and not the
+// environment's. The objects get its label.
+func (c *cluster) foreign(ctx context.Context, uuid string, objects []*unstructured.Unstructured) error {
+	var foreign []*unstructured.Unstructured
+	var why []string
+	for _, o := range objects {
+		label(o, uuid)
+		is, err := c.find(ctx, o)
+		if err != nil {
+			return err
+		}
+		if is == nil || ours(is, uuid) {
+			continue
+		}
+		set, err := c.conflicts(ctx, o)
+		if err != nil {
+			return err
+		}
+		foreign = append(foreign, o)
+		why = append(why, fmt.Sprintf("%s: %s", nameOf(o), whose(is, set)))
+	}
+	if len(foreign) > 0 {
+		return c.conflict(foreign, why)
+	}
+	return nil
+}
+
+func label(o *unstructured.Unstructured, uuid string) {
+	labels := o.GetLabels()
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[clusters.EnvironmentLabel] = uuid
+	o.SetLabels(labels)
+}
+
+// ours reports whether an object is an environment's, or handed over to it.
+func ours(o *unstructured.Unstructured, uuid string) bool {
+	value, labelled := o.GetLabels()[clusters.EnvironmentLabel]
+	return labelled && (value == uuid || value == "")
+}
+
+func (c *cluster) find(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	is, err := c.of(o).Get(ctx, o.GetName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", nameOf(o), err)
+	}
+	return is, nil
+}
+
+// applyOne applies an object of ours. Others' fields that are not in it are
+// taken off as well, but for labels and annotations: a node selector can
+// disable a DaemonSet as well as another image.
+func (c *cluster) applyOne(ctx context.Context, o *unstructured.Unstructured) (told string, err error) {
+	is, err := c.find(ctx, o)
+	if err != nil {
+		return "", err
+	}
+	if is != nil && is.GetLabels()[clusters.EnvironmentLabel] == "" {
+		if err := c.replace(ctx, o, is); err != nil {
+			return "", err
+		}
+		told = nameOf(o) + " was handed over"
+	}
+	now, err := c.serverSideApply(ctx, o, false, false)
+	if apierrors.IsConflict(err) {
+		if set := conflictsIn(err); len(set) > 0 {
+			told = fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), strings.Join(set, ", "))
+		}
+		now, err = c.serverSideApply(ctx, o, true, false)
+	}
+	if err != nil {
+		return "", err
+	}
+	more, err := c.drift(ctx, o, now)
+	if err != nil || more == "" {
+		return told, err
+	}
+	if err := c.replace(ctx, o, now); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), more), nil
+}
+
+func (c *cluster) serverSideApply(ctx context.Context, o *unstructured.Unstructured, force, dryRun bool) (*unstructured.Unstructured, error) {
+	options := metav1.ApplyOptions{FieldManager: clusters.FieldManager, Force: force}
+	if dryRun {
+		options.DryRun = []string{metav1.DryRunAll}
+	}
+	return c.of(o).Apply(ctx, o.GetName(), o.DeepCopy(), options)
+}
+
+// conflicts are the fields that others have set otherwise.
+func (c *cluster) conflicts(ctx context.Context, o *unstructured.Unstructured) ([]string, error) {
+	_, err := c.serverSideApply(ctx, o, false, true)
+	if err == nil || apierrors.IsConflict(err) || apierrors.IsInvalid(err) {
+		return conflictsIn(err), nil
+	}
+	return nil, fmt.Errorf("comparing %s: %w", nameOf(o), err)
+}
+
+// conflictsIn are the managers and fields of a conflict.
+func conflictsIn(err error) []string {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || status.Status().Details == nil {
+		return nil
+	}
+	fields := map[string][]string{}
+	var managers []string
+	for _, cause := range status.Status().Details.Causes {
+		if cause.Type != metav1.CauseTypeFieldManagerConflict {
+			continue
+		}
+		// conflict with "kubectl-edit" using apps/v1
+		manager := cause.Message
+		if parts := strings.Split(cause.Message, `"`); len(parts) > 2 {
+			manager = parts[1]
+		}
+		if fields[manager] == nil {
+			managers = append(managers, manager)
+		}
+		fields[manager] = append(fields[manager], cause.Field)
+	}
+	var out []string
+	for _, manager := range managers {
+		out = append(out, fmt.Sprintf("%s has set %s", manager, some(fields[manager])))
+	}
+	return out
+}
+
+// some names a few of many.
+func some(list []string) string {
+	const most = 3
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}
+
+// whose says who manages an object, and what of it is in the way.
+func whose(o *unstructured.Unstructured, set []string) string {
+	if by := o.GetLabels()[clusters.EnvironmentLabel]; by != "" {
+		return "it is of the environment " + by
+	}
+	if len(set) > 0 {
+		return strings.Join(set, "; ")
+	}
+	var managers []string
+	for _, m := range o.GetManagedFields() {
+		if m.Subresource == "" && !slices.Contains(managers, m.Manager) {
+			managers = append(managers, m.Manager)
+		}
+	}
+	if len(managers) == 0 {
+		return "somebody made it"
+	}
+	return "made by " + strings.Join(managers, ", ")
+}
+
+func (c *cluster) conflict(foreign []*unstructured.Unstructured, why []string) error {
+	var remedy strings.Builder
+	e := c.refuse("CLUSTER_OBJECT_CONFLICT", "what is to be applied is there already, and is not this environment's; nothing is overwritten:\n\t%s", strings.Join(why, "\n\t"))
+	for i, o := range foreign {
+		namespace := ""
+		if o.GetNamespace() != "" {
+			namespace = "-n " + o.GetNamespace() + " "
+		}
+		fmt.Fprintf(&remedy, "\n\t%s %slabel %s %s %s=", c.kubectl(), namespace, strings.ToLower(o.GetKind()), o.GetName(), clusters.EnvironmentLabel)
+		e.Preconditions = append(e.Preconditions, environment.Precondition{Type: "CLUSTER_OBJECT", Subject: nameOf(o), Description: why[i]})
+	}
+	e.Message += "\ndelete them, or hand them over, and then ask again:" + remedy.String()
+	return e
+}
+
+// parts are what of an object is somebody's intent.
+var parts = []string{"spec", "data", "binaryData", "rules", "roleRef", "subjects", "webhooks"}
+
+// drift says in which parts an object is not what it would be if it were
+// replaced by ours; empty when in none. It changes nothing.
+func (c *cluster) drift(ctx context.Context, o, is *unstructured.Unstructured) (string, error) {
+	would, err := c.update(ctx, o, is, []string{metav1.DryRunAll})
+	if err != nil {
+		return "", err
+	}
+	var differ []string
+	for _, part := range parts {
+		differ = append(differ, differences("."+part, is.Object[part], would.Object[part])...)
+	}
+	return some(differ), nil
+}
+
+// replace takes everything off an object that is not in ours.
+func (c *cluster) replace(ctx context.Context, o, is *unstructured.Unstructured) error {
+	_, err := c.update(ctx, o, is, nil)
+	return err
+}
+
+// update replaces the object at the revision that was read, and keeps labels
+// and annotations of others.
+func (c *cluster) update(ctx context.Context, o, is *unstructured.Unstructured, dryRun []string) (*unstructured.Unstructured, error) {
+	want := o.DeepCopy()
+	want.SetResourceVersion(is.GetResourceVersion())
+	keep(want, is, "metadata", "labels")
+	keep(want, is, "metadata", "annotations")
+	if _, has, _ := unstructured.NestedMap(want.Object, "spec", "template"); has {
+		keep(want, is, "spec", "template", "metadata", "annotations") // "kubectl rollout restart" is no drift
+	}
+	if want.GetKind() == "ServiceAccount" {
+		for _, theirs := range []string{"secrets", "imagePullSecrets"} {
+			if value, ok := is.Object[theirs]; ok {
+				want.Object[theirs] = value
+			}
+		}
+	}
+	return c.of(o).Update(ctx, want, metav1.UpdateOptions{FieldManager: clusters.FieldManager, DryRun: dryRun})
+}
+
+// keep adds what of a map is others'.
+func keep(want, is *unstructured.Unstructured, path ...string) {
+	all, _, _ := unstructured.NestedStringMap(is.Object, path...)
+	own, _, _ := unstructured.NestedStringMap(want.Object, path...)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, own)
+	if len(all) > 0 {
+		_ = unstructured.SetNestedStringMap(want.Object, all, path...) // fails where the path is no map, which own was read from
+	}
+}
+
+// differences are the paths at which two values differ.
+func differences(path string, a, b any) []string {
+	if reflect.DeepEqual(a, b) {
+		return nil
+	}
+	x, isMap := a.(map[string]any)
+	y, isMapToo := b.(map[string]any)
+	if !isMap || !isMapToo {
+		v, isList := a.([]any)
+		w, isListToo := b.([]any)
+		if !isList || !isListToo || len(v) != len(w) {
+			return []string{path}
+		}
+		var out []string
+		for i := range v {
+			out = append(out, differences(fmt.Sprintf("%s[%d]", path, i), v[i], w[i])...)
+		}
+		return out
+	}
+	var keys []string
+	for key := range x {
+		keys = append(keys, key)
+	}
+	for key := range y {
+		if _, both := x[key]; !both {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	var out []string
+	for _, key := range keys {
+		out = append(out, differences(path+"."+key, x[key], y[key])...)
+	}
+	return out
+}
+
+// remove deletes an object that is the environment's; one of somebody else, and
+// one that is not there, are none of ours.
+func (c *cluster) remove(ctx context.Context, uuid string, o *unstructured.Unstructured) (bool, error) {
+	is, err := c.find(ctx, o)
+	if err != nil || is == nil || is.GetLabels()[clusters.EnvironmentLabel] != uuid {
+		return false, err
+	}
+	id, version, background := is.GetUID(), is.GetResourceVersion(), metav1.DeletePropagationBackground
+	err = c.of(o).Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &background, Preconditions: &metav1.Preconditions{UID: &id, ResourceVersion: &version}})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("deleting %s: %w", nameOf(o), err)
+	}
+	return true, nil
+}
+
+// object makes one of a Go value that is JSON.
+func object(value any) (*unstructured.Unstructured, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return nil, err
+	}
+	o := &unstructured.Unstructured{}
+	return o, o.UnmarshalJSON(text)
+}

@@ -1,0 +1,278 @@
+package kubedriver
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sordino/environment"
+)
+
+const (
+	config1 = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.96.0.0/16]\n"
+	config2 = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.96.0.0/16, 203.0.113.0/24]\n"
+)
+
+func TestEnvironmentIsMadeChangedAndRemoved(t *testing.T) {
+	w := newWorld(t, "n1", "n2", "n3")
+	d, e := w.driver("server-1"), newEnvironment(config1)
+	began := time.Now()
+	details := w.ensure(d, e)
+	t.Logf("made in %v: %q", time.Since(began), details)
+	if err := w.inPlace(d, e); err != nil {
+		t.Fatal(err)
+	}
+	if got := details["prove it with a packet"]; !strings.HasPrefix(got, "not proven: the cluster cluster-1 has no probe target") {
+		t.Errorf("without a target: %q", got)
+	}
+	args := w.kubectl("get", "daemonset", "-n", "kube-system", "ip-masq-agent", "-o", "jsonpath={.spec.template.spec.containers[0].args} {.spec.template.spec.containers[0].image}")
+	if !strings.Contains(args, "--node-cidrs=10.89.0.0/24") || !strings.Contains(args, "--pod-cidrs=10.88.0.0/16") || !strings.Contains(args, "--service-cidrs=10.96.0.0/16") || !strings.HasSuffix(args, "localhost/ip-masq-agent:test") {
+		t.Errorf("the agent runs with %s", args)
+	}
+
+	// Again changes nothing.
+	versions := func() string {
+		return w.kubectl("get", "daemonsets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings", "-A", "-l", "sordino.dev/environment="+e.UUID,
+			"-o", `jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.uid} {.metadata.generation}{"\n"}{end}`)
+	}
+	before := versions()
+	w.ensure(d, e)
+	if after := versions(); before != after {
+		t.Errorf("a second run changed\n%s\nto\n%s", before, after)
+	}
+
+	e.Generation, e.Agent = 2, environment.AgentConfig{Generation: 2, Text: config2}
+	if err := w.inPlace(d, e); err == nil {
+		t.Error("a new configuration is in place before it was applied")
+	}
+	w.ensure(d, e)
+	if err := w.inPlace(d, e); err != nil {
+		t.Error(err)
+	}
+
+	for range 2 { // again is no error
+		details, err := run(t.Context(), d.Remove(e))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%q", details)
+	}
+	if left := versions(); left != "" {
+		t.Errorf("left over:\n%s", left)
+	}
+	if got := w.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.conditions[*].type} {.items[*].metadata.annotations}"); strings.Contains(got, conditionType) || strings.Contains(got, ownAnnotations) {
+		t.Errorf("left on the Nodes: %s", got)
+	}
+	if o, err := d.Observe(t.Context(), e); err != nil || o.Generation != 0 || len(o.Nodes) != 3 || o.Nodes[0].Ready {
+		t.Errorf("after the removal: %+v, %v", o, err)
+	}
+}
+
+func TestClusterOfAnotherEnvironment(t *testing.T) {
+	w := newWorld(t, "n1")
+	d, e, other := w.driver("server-1"), newEnvironment(""), newEnvironment("")
+	other.Name.ID = "another"
+	w.ensure(d, e)
+	_, err := run(t.Context(), d.Ensure(other))
+	var final *environment.Error
+	if !errors.As(err, &final) || final.Reason != "CLUSTER_CLAIMED" || !strings.Contains(final.Message, e.Name.String()) || !strings.Contains(final.Message, e.UUID) {
+		t.Fatalf("got %v", err)
+	}
+	// Nor does its removal touch anything.
+	if _, err := run(t.Context(), d.Remove(other)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.inPlace(d, e); err != nil {
+		t.Error(err)
+	}
+	// Another server's claims are not pruned, one's own are.
+	if removed, err := w.driver("server-2").Prune(t.Context(), nil); err != nil || removed != nil {
+		t.Errorf("another server pruned %v, %v", removed, err)
+	}
+	if removed, err := d.Prune(t.Context(), map[string]bool{e.UUID: true}); err != nil || removed != nil {
+		t.Errorf("pruned what is to be kept: %v, %v", removed, err)
+	}
+	if err := w.inPlace(d, e); err != nil {
+		t.Error(err)
+	}
+	if removed, err := d.Prune(t.Context(), nil); err != nil || !slices.Equal(removed, []string{e.UUID}) {
+		t.Errorf("pruned %v, %v", removed, err)
+	}
+	if got := w.kubectl("get", "daemonsets", "-A", "-o", "name"); got != "" {
+		t.Errorf("left over: %s", got)
+	}
+}
+
+func TestWhatIsThereIsNotOverwritten(t *testing.T) {
+	w := newWorld(t, "n1")
+	d, e := w.driver("server-1"), newEnvironment(config1)
+	const upstream = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: ip-masq-agent, namespace: kube-system, labels: {k8s-app: ip-masq-agent}}
+spec:
+  selector: {matchLabels: {k8s-app: ip-masq-agent}}
+  template:
+    metadata: {labels: {k8s-app: ip-masq-agent}}
+    spec:
+      hostNetwork: true
+      containers:
+      - name: ip-masq-agent
+        image: registry.k8s.io/networking/ip-masq-agent:v2.12.6
+        args: [--masq-chain=IP-MASQ]
+        securityContext: {privileged: true}
+        volumeMounts: [{name: config, mountPath: /etc/config}, {name: more, mountPath: /more}]
+      volumes:
+      - {name: config, configMap: {name: ip-masq-agent, optional: true}}
+      - {name: more, emptyDir: {}}
+`
+	w.k.Kubectl(t, upstream, "apply", "-f", "-")
+	generation := func() string {
+		return w.kubectl("get", "daemonset", "-n", "kube-system", "ip-masq-agent", "-o", "jsonpath={.metadata.generation} {.metadata.labels}")
+	}
+	before := generation()
+	_, err := run(t.Context(), d.Ensure(e))
+	var final *environment.Error
+	if !errors.As(err, &final) || final.Reason != "CLUSTER_OBJECT_CONFLICT" {
+		t.Fatalf("got %v", err)
+	}
+	for _, want := range []string{"DaemonSet kube-system/ip-masq-agent: kubectl-client-side-apply has set .spec.template.spec.",
+		"kubectl --context admin -n kube-system label daemonset ip-masq-agent sordino.dev/environment="} {
+		if !strings.Contains(final.Message, want) {
+			t.Errorf("%q is not in %s", want, final.Message)
+		}
+	}
+	if after := generation(); before != after {
+		t.Errorf("it was overwritten: %s, %s", before, after)
+	}
+	if got := w.kubectl("get", "configmaps,serviceaccounts", "-n", "kube-system", "-l", "sordino.dev/environment", "-o", "name"); got != "" {
+		t.Errorf("something was applied all the same: %s", got)
+	}
+	// What was there before stays when the environment goes.
+	if _, err := run(t.Context(), d.Remove(e)); err != nil {
+		t.Fatal(err)
+	}
+	if after := generation(); before != after {
+		t.Errorf("the removal touched it: %s, %s", before, after)
+	}
+
+	// Handed over, nothing of the former is left in it.
+	w.kubectl("label", "daemonset", "-n", "kube-system", "ip-masq-agent", "sordino.dev/environment=")
+	w.ensure(d, e)
+	if err := w.inPlace(d, e); err != nil {
+		t.Error(err)
+	}
+	spec := w.kubectl("get", "daemonset", "-n", "kube-system", "ip-masq-agent", "-o", "jsonpath={.spec.template.spec}")
+	if strings.Contains(spec, "privileged") || strings.Contains(spec, "/more") {
+		t.Errorf("handed over, and still %s", spec)
+	}
+}
+
+func TestDriftIsRepairedAndTold(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	d, e := w.driver("server-1"), newEnvironment(config1)
+	w.ensure(d, e)
+	saw, forget := w.watch(d)
+	w.eventually(func() error {
+		if !saw(e.UUID) {
+			return errors.New("nothing was told when listening began")
+		}
+		return nil
+	})
+	for _, test := range []struct {
+		what string
+		do   []string
+		told string // by a step
+	}{
+		{"another image", []string{"set", "image", "-n", "kube-system", "daemonset/ip-masq-agent", "ip-masq-agent=else:1"}, "kubectl-set has set .spec.template.spec.containers[name=\"ip-masq-agent\"].image"},
+		{"a node selector", []string{"patch", "daemonset", "-n", "kube-system", "ip-masq-agent", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}`}, ".spec.template.spec.nodeSelector.no"},
+		{"another configuration", []string{"patch", "configmap", "-n", "kube-system", "ip-masq-agent", "-p", `{"data":{"config":"nonMasqueradeCIDRs: []"}}`}, "kubectl-patch has set .data.config"},
+		{"fewer rights", []string{"patch", "clusterrole", "ip-masq-agent", "--type=json", "-p", `[{"op":"remove","path":"/rules/0"}]`}, "kubectl-patch has set .rules"},
+		{"no workers", []string{"delete", "daemonset", "-n", "sordino", "airflow-worker"}, ""},
+		{"no account", []string{"delete", "serviceaccount", "-n", "kube-system", "ip-masq-agent"}, ""},
+		{"a Pod deleted", []string{"delete", "pods", "-n", "sordino", "-l", "app=airflow-worker", "--wait=false"}, ""},
+	} {
+		forget()
+		w.kubectl(test.do...)
+		w.eventually(func() error {
+			if !saw(e.UUID) {
+				return errors.New(test.what + ": no check was asked for")
+			}
+			return nil
+		})
+		if err := w.inPlace(d, e); err == nil && test.what != "a Pod deleted" && test.what != "no workers" {
+			t.Errorf("%s: it counts as in place", test.what)
+		}
+		details := w.ensure(d, e)
+		if all := details["apply the agent"] + details["apply the workers"]; !strings.Contains(all, test.told) {
+			t.Errorf("%s: told %q, want %q", test.what, all, test.told)
+		}
+		w.eventually(func() error { return w.inPlace(d, e) })
+	}
+	// A restart by kubectl is nobody's mistake.
+	w.kubectl("rollout", "restart", "-n", "kube-system", "daemonset/ip-masq-agent")
+	details := w.ensure(d, e)
+	if got := details["apply the agent"]; strings.Contains(got, "was changed") {
+		t.Errorf("a restart is drift: %q", got)
+	}
+	// A node that joins.
+	forget()
+	w.addNode("n3", 13)
+	w.eventually(func() error {
+		if !saw(e.UUID) {
+			return errors.New("no check was asked for")
+		}
+		return nil
+	})
+	if err := w.inPlace(d, e); err == nil {
+		t.Error("a node that has sent no packet counts as in place")
+	}
+	w.ensure(d, e)
+	w.eventually(func() error { return w.inPlace(d, e) })
+}
+
+func TestRejectedConfiguration(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	w.set(func() { w.reject["n2"] = "203.0.113.0" })
+	d, e := w.driver("server-1"), newEnvironment(config1)
+	w.ensure(d, e)
+	e.Generation, e.Agent = 2, environment.AgentConfig{Generation: 2, Text: config2}
+	_, err := run(t.Context(), d.Ensure(e))
+	var final *environment.Error
+	if !errors.As(err, &final) || final.Reason != "AGENT_CONFIG_REJECTED" || final.Metadata["node"] != "n2" || !strings.Contains(final.Message, "ip-masq-agent:1:1") {
+		t.Fatalf("got %v", err)
+	}
+	if err := w.inPlace(d, e); err == nil {
+		t.Error("a rejected configuration counts as in place")
+	}
+	e.Generation, e.Agent = 3, environment.AgentConfig{Generation: 3, Text: config1}
+	w.ensure(d, e)
+	if err := w.inPlace(d, e); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestErrorsNameThePod(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.set(func() { w.waiting[agentSet.name] = "ImagePullBackOff" })
+	d, e := w.driver("server-1"), newEnvironment("")
+	steps := d.Ensure(e)
+	if _, err := run(t.Context(), steps[:2]); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	_, err := steps[2].Do(ctx)
+	for _, want := range []string{"cluster cluster-1 at https://", "the DaemonSet kube-system/ip-masq-agent is ready on 0 of 1 nodes", "the Pod ip-masq-agent-", " on n1 waits: container ip-masq-agent: ImagePullBackOff as the test wants"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	var final *environment.Error
+	if errors.As(err, &final) {
+		t.Error("it would not be tried again")
+	}
+}

@@ -1,0 +1,380 @@
+package kubedriver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sordino/clusters"
+	"sordino/environment"
+	"sordino/environment/address"
+	"sordino/internal/kubetest"
+	"sordino/reconcile"
+)
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if shared != nil {
+		if err := shared.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = 1
+		}
+	}
+	if status == 0 {
+		// Connections that wait for another call are client-go's, for all who
+		// have the same kubeconfig.
+		if err := goleak.Find(goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"), goleak.IgnoreAnyFunction("net/http.(*http2ClientConn).readLoop"),
+			goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"), goleak.IgnoreAnyFunction("golang.org/x/net/http2.(*ClientConn).readLoop")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+// shared is the API server of all tests; one after the other has it.
+var shared *kubetest.Cluster
+
+// world is a cluster whose nodes are the test: it binds Pods and says of them
+// and of Nodes what kubelets and agents would.
+type world struct {
+	t    *testing.T
+	k    *kubetest.Cluster
+	c    *cluster
+	file *clusters.Clusters
+
+	mu sync.Mutex
+	// reject is a text in a configuration that the agent of a node rejects.
+	reject map[string]string
+	// waiting is why the Pods of a set do not start: "ImagePullBackOff".
+	waiting map[string]string
+	// away are nodes that do nothing.
+	away map[string]bool
+}
+
+func newWorld(t *testing.T, nodes ...string) *world {
+	t.Helper()
+	if shared == nil {
+		var err error
+		if shared, err = kubetest.New(context.Background(), kubetest.Options{ControllerManager: true}); err != nil {
+			kubetest.Start(t, kubetest.Options{ControllerManager: true}) // skips, or fails
+			t.Fatal(err)
+		}
+	}
+	w := &world{t: t, k: shared, reject: map[string]string{}, waiting: map[string]string{}, away: map[string]bool{}}
+	w.file = declare(t, shared, "cluster-1")
+	var err error
+	if w.c, err = open(w.file.ByName("cluster-1")); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range nodes {
+		w.addNode(name, i+11)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		last := ""
+		for ctx.Err() == nil {
+			if err := w.play(ctx); err != nil && ctx.Err() == nil && err.Error() != last {
+				last = err.Error()
+				t.Logf("the nodes: %v", err)
+			}
+			wait(ctx, 30*time.Millisecond)
+		}
+	}()
+	t.Cleanup(func() {
+		clean := func(args ...string) {
+			if _, err := w.k.TryKubectl(context.Background(), "", append([]string{"delete", "--wait=false"}, args...)...); err != nil {
+				t.Error(err)
+			}
+		}
+		clean("namespace", clusters.Namespace, "--ignore-not-found")
+		clean("daemonsets,configmaps,serviceaccounts,roles,rolebindings", "-n", agentNamespace, "-l", "k8s-app")
+		clean("roles,rolebindings", "-n", "default", "-l", "k8s-app")
+		clean("clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings", "-l", "k8s-app")
+		w.eventually(func() error {
+			is, err := w.c.claimed(context.Background())
+			if err == nil && is != nil {
+				err = fmt.Errorf("the namespace is still there")
+			}
+			return err
+		})
+		stop()
+		<-done
+		clean("nodes", "--all")
+	})
+	return w
+}
+
+// t.Context is over when cleaning up.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// declare is a clusters file with one cluster.
+func declare(t *testing.T, k *kubetest.Cluster, name string) *clusters.Clusters {
+	t.Helper()
+	all, err := clusters.Parse(filepath.Join(t.TempDir(), "clusters.yaml"), fmt.Appendf(nil, `clusters:
+- {name: %s, location: us-central1, kubeconfig: %s, context: admin, nodeRange: %s, podRange: %s}
+`, name, k.Kubeconfig(), kubetest.NodeRange, kubetest.PodRange))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func (w *world) addNode(name string, number int) {
+	w.t.Helper()
+	pods := fmt.Sprintf("10.88.%d.0/24", number-10)
+	w.k.Kubectl(w.t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": %q, "labels": {"kubernetes.io/os": "linux"}}, "spec": {"podCIDR": %[2]q, "podCIDRs": [%[2]q]}}`, name, pods), "create", "-f", "-")
+	w.patch(nodes, "", name, map[string]any{"status": map[string]any{
+		"addresses":   []any{map[string]any{"type": "InternalIP", "address": fmt.Sprintf("10.89.0.%d", number)}},
+		"conditions":  []any{map[string]any{"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": time.Now().UTC().Format(time.RFC3339)}},
+		"allocatable": map[string]any{"pods": "110"}}})
+}
+
+func (w *world) patch(r schema.GroupVersionResource, namespace, name string, patch any) {
+	w.t.Helper()
+	if err := w.tryPatch(context.Background(), r, namespace, name, patch); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) tryPatch(ctx context.Context, r schema.GroupVersionResource, namespace, name string, patch any) error {
+	text, err := json.Marshal(patch)
+	if err != nil {
+		return err
+	}
+	_, err = w.c.in(r, namespace).Patch(ctx, name, types.StrategicMergePatchType, text, metav1.PatchOptions{FieldManager: "kubelet"}, "status")
+	return err
+}
+
+// play does once what kubelets and agents have to do.
+func (w *world) play(ctx context.Context) error {
+	w.mu.Lock()
+	reject, waiting, away := cloned(w.reject), cloned(w.waiting), cloned(w.away)
+	w.mu.Unlock()
+	config, err := get[struct {
+		Data map[string]string `json:"data"`
+	}](ctx, w.c, configMaps, agentNamespace, agentName)
+	if err != nil {
+		return err
+	}
+	text := ""
+	if config != nil {
+		text = config.Data["config"]
+	}
+	all, err := list[pod](ctx, w.c, selection{resource: pods})
+	if err != nil {
+		return err
+	}
+	sets := map[string]set{agentSet.name: agentSet, cleanupSet.name: cleanupSet, workerSet.name: workerSet, probeSet.name: probeSet}
+	for i := range all {
+		p := &all[i]
+		if len(p.Metadata.OwnerReferences) == 0 {
+			continue
+		}
+		s, known := sets[p.Metadata.OwnerReferences[0].Name]
+		on := p.node()
+		if !known || away[on] {
+			continue
+		}
+		if p.Metadata.DeletionTimestamp != nil {
+			zero := int64(0)
+			_ = w.c.in(pods, s.namespace).Delete(ctx, p.Metadata.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero})
+			continue
+		}
+		if p.Spec.NodeName == "" {
+			binding := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Binding",
+				"metadata": map[string]any{"name": p.Metadata.Name, "namespace": s.namespace}, "target": map[string]any{"kind": "Node", "name": on}}}
+			if _, err := w.c.in(pods, s.namespace).Create(ctx, binding, metav1.CreateOptions{}, "binding"); err != nil {
+				return err
+			}
+		}
+		if why := waiting[s.name]; why != "" {
+			if p.Status.Phase == "Pending" && len(p.Status.ContainerStatuses) == 0 {
+				if err := w.tryPatch(ctx, pods, s.namespace, p.Metadata.Name, map[string]any{"status": map[string]any{"containerStatuses": []any{map[string]any{
+					"name": s.container, "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": map[string]any{"waiting": map[string]any{"reason": why, "message": "as the test wants"}}}}}}); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		switch s {
+		case agentSet:
+			reason, status, message := "RulesInPlace", "True", "generation 1"
+			if bad := reject[on]; bad != "" && strings.Contains(text, bad) {
+				reason, status, message = "ConfigRejected", "False", "ip-masq-agent:1:1: the test does not like it"
+			}
+			err = w.tell(ctx, on, digestOf(text), reason, status, message)
+		case cleanupSet:
+			err = w.tryPatch(ctx, nodes, "", on, map[string]any{"metadata": map[string]any{"annotations": map[string]any{generationAnnotation: nil, hashAnnotation: nil, digestAnnotation: nil}},
+				"status": map[string]any{"conditions": []any{map[string]any{"$patch": "delete", "type": conditionType}}}})
+		}
+		if err != nil {
+			return err
+		}
+		if !p.ready() {
+			now := time.Now().UTC().Format(time.RFC3339)
+			if err := w.tryPatch(ctx, pods, s.namespace, p.Metadata.Name, map[string]any{"status": map[string]any{
+				"phase": "Running", "podIP": "10.88.1.7", "podIPs": []any{map[string]any{"ip": "10.88.1.7"}},
+				"containerStatuses": []any{map[string]any{"name": s.container, "image": "x", "imageID": "x", "ready": true, "restartCount": 0, "state": map[string]any{"running": map[string]any{"startedAt": now}}}},
+				"conditions":        []any{map[string]any{"type": "Ready", "status": "True", "lastTransitionTime": now}}}}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tell is an agent's word on its Node.
+func (w *world) tell(ctx context.Context, on, digest, reason, status, message string) error {
+	is, err := get[node](ctx, w.c, nodes, "", on)
+	if err != nil || is == nil {
+		return err
+	}
+	if c := is.condition(conditionType); c != nil && c.Reason == reason && is.Metadata.Annotations[digestAnnotation] == digest {
+		return nil
+	}
+	return w.tryPatch(ctx, nodes, "", on, map[string]any{
+		"metadata": map[string]any{"annotations": map[string]any{generationAnnotation: "1", hashAnnotation: "sha256:x", digestAnnotation: digest}},
+		"status": map[string]any{"conditions": []any{map[string]any{"type": conditionType, "status": status, "reason": reason, "message": message,
+			"lastHeartbeatTime": time.Now().UTC().Format(time.RFC3339)}}}})
+}
+
+func cloned[V any](m map[string]V) map[string]V {
+	out := map[string]V{}
+	for k, v := range m {
+		out[k] = v
+	}
+	return out
+}
+
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
+func (w *world) driver(server string) *Driver {
+	return New(Options{Clusters: w.file, AgentImage: "localhost/ip-masq-agent:test", SordinoImage: "localhost/sordino:test", Server: server, Now: time.Now, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+}
+
+func newEnvironment(config string) *environment.Environment {
+	return &environment.Environment{UUID: uuid.NewString(), Generation: 1, Agent: environment.AgentConfig{Generation: 1, Text: config}, Cluster: "cluster-1",
+		Name: environment.Name{Location: environment.Location{Project: "p", ID: "us-central1"}, ID: "example-environment"},
+		Spec: environment.Spec{Config: &servicepb.EnvironmentConfig{NodeConfig: &servicepb.NodeConfig{EnableIpMasqAgent: true}}},
+		Plan: address.Plan{VPCNative: true, NodePodBits: 24, Ranges: []address.Range{
+			{Kind: address.Nodes, Prefix: kubetest.NodeRange}, {Kind: address.Pods, Prefix: kubetest.PodRange}, {Kind: address.Services, Prefix: kubetest.ServiceRange},
+		}, NodeAddresses: []netip.Addr{netip.MustParseAddr("10.89.0.11")}},
+	}
+}
+
+// run does steps as the reconciler would, each until it succeeds, and returns
+// their details.
+func run(ctx context.Context, steps []reconcile.Step) (map[string]string, error) {
+	details := map[string]string{}
+	for _, s := range steps {
+		detail, err := s.Do(ctx)
+		if err != nil {
+			return details, fmt.Errorf("%s: %w", s.Name, err)
+		}
+		details[s.Name] = detail
+	}
+	return details, nil
+}
+
+func (w *world) ensure(d *Driver, e *environment.Environment) map[string]string {
+	w.t.Helper()
+	details, err := run(w.t.Context(), d.Ensure(e))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return details
+}
+
+func (w *world) inPlace(d *Driver, e *environment.Environment) error {
+	o, err := d.Observe(w.t.Context(), e)
+	if err != nil {
+		return err
+	}
+	return e.Missing(o)
+}
+
+func (w *world) eventually(ask func() error) {
+	w.t.Helper()
+	deadline, look := time.After(30*time.Second), time.NewTicker(20*time.Millisecond)
+	defer look.Stop()
+	for {
+		err := ask()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			w.t.Fatal(err)
+		case <-look.C:
+		}
+	}
+}
+
+func (w *world) kubectl(args ...string) string {
+	w.t.Helper()
+	return strings.TrimSpace(w.k.Kubectl(w.t, "", args...))
+}
+
+// watch collects what the driver's Watch says.
+func (w *world) watch(d *Driver) (saw func(uuid string) bool, forget func()) {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var mu sync.Mutex
+	all := map[string]int{}
+	done := make(chan error, 1)
+	go func() {
+		done <- d.Watch(ctx, func(uuid string) {
+			mu.Lock()
+			defer mu.Unlock()
+			all[uuid]++
+		})
+	}()
+	w.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+	})
+	return func(uuid string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return all[uuid] > 0
+		}, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			clear(all)
+		}
+}
+
+var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}

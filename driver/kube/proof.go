@@ -1,0 +1,152 @@
+package kubedriver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"sordino/driver"
+	"sordino/environment"
+)
+
+// atOnce is how many Pods are asked at a time.
+const atOnce = 16
+
+// prove sends a packet from every worker to the cluster's probe target, and
+// compares whom it saw with what the configuration means. When all is as it
+// should be, or there is no target, the generation counts as in place.
+func (d *Driver) prove(ctx context.Context, c *cluster, e *environment.Environment) (string, error) {
+	proof, detail, err := "", "", error(nil)
+	if c.Probe.IsValid() {
+		proof, detail, err = d.proof(ctx, c, e)
+	} else {
+		detail = fmt.Sprintf("not proven: the cluster %s has no probe target; declare one under probe: in the clusters file", c.Name)
+	}
+	if err != nil {
+		return "", err
+	}
+	if proof != "" {
+		detail = proof
+	}
+	machines, err := c.nodes(ctx)
+	if err != nil {
+		return "", err
+	}
+	return detail, c.note(ctx, e.UUID, func(s *state) {
+		s.Generation, s.Nodes, s.Proof, s.Checked = e.Generation, digestOfNodes(machines), proof, time.Time{}
+		if proof != "" {
+			s.Checked = d.Now().UTC().Round(0)
+		}
+	})
+}
+
+// proof is what the target saw; or, without one, the detail says why that
+// proves nothing.
+func (d *Driver) proof(ctx context.Context, c *cluster, e *environment.Environment) (proof, detail string, err error) {
+	packets, err := c.send(ctx, workerSet)
+	if err != nil {
+		return "", "", err
+	}
+	var sentences, unproven []string
+	var errs []error
+	for _, p := range packets {
+		sentence, err := p.Prove(e)
+		switch {
+		case !e.AgentEnabled() && p.SeenAs.IsValid():
+			sentences = append(sentences, fmt.Sprintf("%s was seen as %s by %s (the agent is not enabled)", p.From, p.SeenAs, p.To))
+		case err != nil && e.AgentEnabled():
+			errs = append(errs, fmt.Errorf("%s: %w", p.on, err))
+		case !p.SeenAs.IsValid():
+			unproven = append(unproven, fmt.Sprintf("%s keeps its own address, and %s did not answer it (%s)", p.From, p.To, p.Err))
+		default:
+			sentences = append(sentences, sentence)
+		}
+	}
+	switch {
+	case len(errs) > 0:
+		return "", "", errors.Join(errs...)
+	case len(unproven) > 0:
+		return "", "not proven: " + some(unproven), nil
+	case len(sentences) == 1:
+		return sentences[0], "", nil
+	case !e.AgentEnabled():
+		return some(sentences), "", nil
+	}
+	return fmt.Sprintf("%s; the Pods of %s likewise", sentences[0], driver.Count(len(sentences)-1, "other node")), "", nil
+}
+
+// packet is one from a node.
+type packet struct {
+	driver.Packet
+	on string
+}
+
+// send has every Pod of a set call the probe target.
+func (c *cluster) send(ctx context.Context, s set) ([]packet, error) {
+	all, err := c.podsOf(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	machines, err := c.nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	addresses := map[string][]netip.Addr{}
+	for i := range machines {
+		addresses[machines[i].Metadata.Name] = machines[i].addresses(c.Probe.Addr().Is4())
+	}
+	packets := make([]packet, 0, len(all))
+	var from []*pod
+	for i := range all {
+		p := &all[i]
+		node := addresses[p.Spec.NodeName]
+		switch {
+		case p.Metadata.DeletionTimestamp != nil:
+			continue
+		case !p.ready() || !p.address().IsValid():
+			return nil, fmt.Errorf("%s", c.trouble(ctx, s, p))
+		case len(node) == 0:
+			return nil, fmt.Errorf("the node %s has no address of the family of the probe target %s", p.Spec.NodeName, c.Probe)
+		}
+		packets = append(packets, packet{driver.Packet{From: p.address(), To: c.Probe.Addr(), Node: node}, p.Spec.NodeName})
+		from = append(from, p)
+	}
+	if len(packets) == 0 {
+		return nil, fmt.Errorf("the %s has no Pod that could send a packet", s)
+	}
+	errs := make([]error, len(packets))
+	parallel(len(packets), func(i int) {
+		answer, err := c.output(ctx, s, from[i].Metadata.Name, []string{"/sordino", "probe", c.Probe.String()}, "")
+		p := &packets[i]
+		switch {
+		case err != nil:
+			errs[i] = fmt.Errorf("sending a packet from %s: %w", p.on, err)
+		case answer.Status != 0:
+			p.Dropped, p.Err = true, strings.TrimSpace(string(answer.Complaint))
+		default:
+			if p.SeenAs, err = netip.ParseAddr(string(bytes.TrimSpace(answer.Output))); err != nil {
+				errs[i] = fmt.Errorf("the probe target %s answers %s with %q, and not with its address", c.Probe, p.on, answer.Output)
+			}
+		}
+	})
+	return packets, errors.Join(errs...)
+}
+
+// parallel calls do for 0 to n-1, some at a time.
+func parallel(n int, do func(i int)) {
+	var running sync.WaitGroup
+	free := make(chan struct{}, atOnce)
+	for i := range n {
+		free <- struct{}{}
+		running.Go(func() {
+			defer func() { <-free }()
+			do(i)
+		})
+	}
+	running.Wait()
+}

@@ -1,0 +1,268 @@
+package kubedriver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"sordino/clusters"
+	"sordino/deploy"
+)
+
+// claimSelection is the namespace of the claim.
+var claimSelection = selection{resource: namespaces, field: "metadata.name=" + clusters.Namespace}
+
+// Between two attempts to listen to a cluster, and how long it has to answer.
+const (
+	firstRetry  = 200 * time.Millisecond
+	lastRetry   = 15 * time.Second
+	connectTime = 10 * time.Second
+	// checkEvery finds what no event tells: an agent that went silent.
+	checkEvery = 5 * time.Minute
+	// gather is how long changes are gathered before they are told as one.
+	gather = 200 * time.Millisecond
+)
+
+// Watch implements [reconcile.Driver]. Of a cluster without a claim only the
+// claim is watched. One that does not answer is tried again and again; when it
+// does, its environment is looked at.
+func (d *Driver) Watch(ctx context.Context, changed func(uuid string)) error {
+	var running sync.WaitGroup
+	for _, declared := range d.Clusters.All() {
+		running.Go(func() { d.watchCluster(ctx, declared, changed) })
+	}
+	running.Wait()
+	return nil
+}
+
+// watchCluster follows who has a cluster, and what is that environment's.
+func (d *Driver) watchCluster(ctx context.Context, declared *clusters.Cluster, changed func(uuid string)) {
+	var mu sync.Mutex
+	var uuid string
+	following := func() {} // ends the watches of the environment
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer func() { following() }()
+	d.listen(ctx, declared, claimSelection, func(o *unstructured.Unstructured, gone bool) {
+		now := o.GetLabels()[clusters.EnvironmentLabel]
+		if gone {
+			now = ""
+		}
+		mu.Lock()
+		before := uuid
+		uuid = now
+		mu.Unlock()
+		if now == before {
+			return
+		}
+		following()
+		following = func() {}
+		if now == "" {
+			changed(before)
+			return
+		}
+		inner, stop := context.WithCancel(ctx)
+		following = stop
+		running.Go(func() { d.watchEnvironment(inner, declared, now, changed) })
+	}, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if uuid != "" {
+			changed(uuid)
+		}
+	})
+}
+
+// watchEnvironment tells of changes of a cluster that matter to its environment.
+func (d *Driver) watchEnvironment(ctx context.Context, declared *clusters.Cluster, uuid string, changed func(uuid string)) {
+	news := make(chan struct{}, 1)
+	tell := func() {
+		select {
+		case news <- struct{}{}:
+		default:
+		}
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	for _, s := range d.watchedOf(uuid) {
+		seen := map[string]string{}
+		running.Go(func() {
+			d.listen(ctx, declared, s, func(o *unstructured.Unstructured, gone bool) {
+				key, now := o.GetNamespace()+"/"+o.GetName(), fingerprint(o)
+				if gone {
+					delete(seen, key)
+					tell()
+				} else if seen[key] != now {
+					seen[key] = now
+					tell()
+				}
+			}, tell)
+		})
+	}
+	every := time.NewTicker(checkEvery)
+	defer every.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-every.C:
+		case <-news:
+			t := time.NewTimer(gather)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				return
+			}
+		}
+		changed(uuid)
+	}
+}
+
+// watchedOf is everything that an environment has on its cluster, and the nodes.
+func (d *Driver) watchedOf(uuid string) []selection {
+	objects, err := deploy.Objects(deploy.AgentBase, deploy.Options{})
+	if err != nil {
+		d.Log.Error("the agent's manifests cannot be read", "error", err) // a test reads them
+	}
+	out := []selection{{resource: nodes}}
+	for _, o := range append(objects, configMap(), daemonSetOf(workerSet)) {
+		s := selection{resource: resourceOf(o), labels: clusters.EnvironmentLabel + "=" + uuid}
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// fingerprint is what of an object matters: heartbeats do not.
+func fingerprint(o *unstructured.Unstructured) string {
+	if o.GetKind() != "Node" {
+		parts := map[string]any{"labels": o.GetLabels(), "status": o.Object["status"]}
+		if g := o.GetGeneration(); g != 0 {
+			parts["generation"] = g
+		} else {
+			parts["version"] = o.GetResourceVersion()
+		}
+		return text(parts)
+	}
+	n, err := decode[node](o)
+	if err != nil {
+		return err.Error()
+	}
+	var conditions []condition
+	for _, kind := range []string{"Ready", conditionType} {
+		if c := n.condition(kind); c != nil {
+			c.LastHeartbeatTime = time.Time{}
+			conditions = append(conditions, *c)
+		}
+	}
+	n.Status.Conditions = conditions
+	return text(n)
+}
+
+func text(value any) string {
+	out, err := json.Marshal(value)
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
+// listen tells of every object of a selection and of its changes until the
+// context ends. When the cluster could not be listened to for a while, and can
+// again, back is called: what is gone meanwhile is not told otherwise.
+func (d *Driver) listen(ctx context.Context, declared *clusters.Cluster, s selection, each func(o *unstructured.Unstructured, gone bool), back func()) {
+	retry := firstRetry
+	lost := false
+	for ctx.Err() == nil {
+		c, err := open(declared)
+		if err == nil {
+			err = c.stream(ctx, s, func() {
+				if retry = firstRetry; lost {
+					lost = false
+					back()
+				}
+			}, each)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil { // the server ends a watch now and then
+			lost = true
+			continue
+		}
+		if !lost {
+			d.Log.Debug("a cluster cannot be listened to; it is tried again", "cluster", declared.Name, "what", s.resource.Resource, "error", err)
+		}
+		lost = true
+		t := time.NewTimer(retry)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+		retry = min(2*retry, lastRetry)
+	}
+}
+
+// follow calls tell for every object of the selections and every change of
+// them, until the context ends.
+func (c *cluster) follow(ctx context.Context, all []selection, tell func()) {
+	var running sync.WaitGroup
+	for _, s := range all {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				if err := c.stream(ctx, s, tell, func(*unstructured.Unstructured, bool) { tell() }); err != nil {
+					t := time.NewTimer(firstRetry)
+					select {
+					case <-t.C:
+					case <-ctx.Done():
+					}
+					t.Stop()
+				}
+			}
+		})
+	}
+	running.Wait()
+}
+
+// stream watches a selection from now on; first comes what is there. It ends
+// with the context, without an error when the server ends it.
+func (c *cluster) stream(ctx context.Context, s selection, opened func(), each func(o *unstructured.Unstructured, gone bool)) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	late := time.AfterFunc(connectTime, stop)
+	w, err := c.in(s.resource, s.namespace).Watch(ctx, s.options())
+	late.Stop()
+	if err != nil {
+		return fmt.Errorf("watching %s: %w", s.resource.Resource, err)
+	}
+	defer w.Stop()
+	opened()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case event, more := <-w.ResultChan():
+			if !more {
+				return nil
+			}
+			switch event.Type {
+			case watch.Error:
+				return apierrors.FromObject(event.Object)
+			case watch.Added, watch.Modified, watch.Deleted:
+				if o, ok := event.Object.(*unstructured.Unstructured); ok {
+					each(o, event.Type == watch.Deleted)
+				}
+			}
+		}
+	}
+}
