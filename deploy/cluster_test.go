@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ func TestCluster(t *testing.T) {
 	t.Run("rights", func(t *testing.T) { testRights(t, c) })
 	t.Run("the same objects", func(t *testing.T) { testSameObjects(t, c) })
 	t.Run("cleanup", func(t *testing.T) { testCleanup(t, c) })
+	t.Run("other bases", func(t *testing.T) { testOtherBases(t, c) })
+	t.Run("target cluster", func(t *testing.T) { testTargetCluster(t, c) })
 }
 
 // upstream is kubernetes-sigs/ip-masq-agent's manifest.
@@ -338,4 +341,133 @@ func testCleanup(t *testing.T, c *kubetest.Cluster) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// testOtherBases applies the rest, with every field known to the server.
+func testOtherBases(t *testing.T, c *kubetest.Cluster) {
+	for _, base := range []string{"server", "example", "webhook", "agent-egressnat"} {
+		apply(t, c, base)
+	}
+	args := c.Kubectl(t, "", "get", "--namespace=kube-system", "daemonset/ip-masq-agent", "-o", "jsonpath={.spec.template.spec.containers[0].args}")
+	if !strings.Contains(args, `"--config-source=egress-nat-policy"`) || strings.Contains(args, "=kube") {
+		t.Errorf("the agent's arguments are %s", args)
+	}
+	// A resource is known a moment after its definition.
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		_, err := c.TryKubectl(t.Context(), "", "create", "--validate=strict", "-f", "egressnat/default.yaml")
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	c.Kubectl(t, "", "delete", "--kustomize", "agent-egressnat", "--wait=false")
+}
+
+// testTargetCluster makes an environment's objects with the server's account,
+// and holds it to them.
+func testTargetCluster(t *testing.T, c *kubetest.Cluster) {
+	apply(t, c, "target-cluster")
+	token := strings.TrimSpace(c.Kubectl(t, "", "create", "token", "--namespace=sordino-system", "sordino"))
+	server := newCaller(t, c, token)
+	as := func(stdin string, args ...string) (string, error) {
+		// The token counts, not the administrator's certificate.
+		return c.TryKubectl(t.Context(), stdin, append([]string{"--kubeconfig", serverKubeconfig(t, c, token)}, args...)...)
+	}
+
+	if code, text := server.do(t, "POST", "/api/v1/namespaces", `{"metadata": {"name": "sordino"}}`); code != http.StatusCreated {
+		t.Fatalf("claiming: %d %s", code, text)
+	}
+	for _, base := range []string{deploy.AgentBase, deploy.CleanupBase} {
+		objects, err := deploy.Objects(base, deploy.Options{Image: "registry.example.com/ip-masq-agent:v1", Labels: map[string]string{"sordino.dev/environment": "1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			text, err := json.Marshal(o.Object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // made, and changed
+				if _, err := as(string(text), "apply", "--server-side", "--field-manager=sordino", "--force-conflicts", "--validate=false", "-f", "-"); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if _, err := as("", "delete", "--kustomize", base, "--wait=false"); err != nil {
+			t.Error(err)
+		}
+	}
+	worker := `{"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": %q, "namespace": "sordino"}, "spec": {"selector": {"matchLabels": {"app": "w"}},
+		"template": {"metadata": {"labels": {"app": "w"}}, "spec": {"containers": [{"name": "w", "image": "none"}]}}}}`
+	if _, err := as(fmt.Sprintf(worker, "airflow-worker"), "apply", "--server-side", "--field-manager=sordino", "--validate=false", "-f", "-"); err != nil {
+		t.Error(err)
+	}
+
+	pod := `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": %q}, "spec": {"automountServiceAccountToken": false, "nodeName": "n1", "containers": [{"name": "c", "image": "none"}]}}`
+	c.Kubectl(t, `{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "sordino"}}`, "apply", "-f", "-")
+	c.Kubectl(t, `{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "kube-system"}}`, "apply", "-f", "-")
+	for _, p := range [][2]string{{"airflow-worker-1", "sordino"}, {"ip-masq-agent-1", "kube-system"}, {"kube-proxy-1", "kube-system"}} {
+		c.Kubectl(t, fmt.Sprintf(pod, p[0], p[1]), "create", "-f", "-")
+	}
+	exec := func(namespace, pod string) int {
+		code, _ := server.do(t, "POST", "/api/v1/namespaces/"+namespace+"/pods/"+pod+"/exec?command=x&stdout=true", "")
+		return code
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for exec("kube-system", "kube-proxy-1") != http.StatusForbidden {
+		if time.Now().After(deadline) {
+			t.Fatal("the server may run commands in kube-proxy")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	// There is no kubelet: what is allowed fails later.
+	for namespace, pod := range map[string]string{"sordino": "airflow-worker-1", "kube-system": "ip-masq-agent-1"} {
+		if code := exec(namespace, pod); code == http.StatusForbidden || code == http.StatusUnauthorized {
+			t.Errorf("running a command in %s: %d", pod, code)
+		}
+	}
+
+	for _, request := range []struct {
+		method, path, body string
+		want               int
+	}{
+		{"GET", "/version", "", 200},
+		{"GET", "/api/v1/nodes", "", 200},
+		{"GET", "/apis/networking.k8s.io/v1/servicecidrs", "", 200},
+		{"GET", "/api/v1/namespaces/sordino", "", 200},
+		{"PATCH", "/api/v1/namespaces/sordino", `{"metadata": {"annotations": {"sordino.dev/state": "{}"}}}`, 200},
+		{"GET", "/api/v1/namespaces/sordino/pods?watch=true&timeoutSeconds=1", "", 200},
+		{"GET", "/apis/apps/v1/namespaces/kube-system/daemonsets?fieldSelector=metadata.name%3Dip-masq-agent", "", 200},
+		{"GET", "/api/v1/namespaces/kube-system/events?fieldSelector=type%3DWarning", "", 200},
+		{"DELETE", "/api/v1/namespaces/sordino", "", 200},
+		{"DELETE", "/api/v1/namespaces/default", "", 403},
+		{"GET", "/api/v1/secrets", "", 403},
+		{"GET", "/api/v1/namespaces/kube-system/configmaps", "", 403},
+		{"PATCH", "/api/v1/nodes/n1", `{"spec": {"unschedulable": true}}`, 403},
+		{"POST", "/api/v1/namespaces/kube-system/pods", fmt.Sprintf(pod, "x", "kube-system"), 403},
+		{"PATCH", "/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy", `{"metadata": {"labels": {"x": "y"}}}`, 403},
+		{"PATCH", "/apis/rbac.authorization.k8s.io/v1/clusterroles/sordino-target-cluster", `{"rules": []}`, 403},
+		// What it has not itself it cannot give to the agent.
+		{"POST", "/apis/rbac.authorization.k8s.io/v1/clusterroles", `{"metadata": {"name": "ip-masq-agent"}, "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]}`, 403},
+	} {
+		if code, text := server.do(t, request.method, request.path, request.body); code != request.want {
+			t.Errorf("%s %s: %d, want %d: %s", request.method, request.path, code, request.want, text)
+		}
+	}
+}
+
+func serverKubeconfig(t *testing.T, c *kubetest.Cluster, token string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c,
+		clusters: [{name: c, cluster: {server: %q, certificate-authority: %q}}],
+		users: [{name: u, user: {token: %q}}], contexts: [{name: c, context: {cluster: c, user: u}}]}`, c.Server(), c.CA(), token)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

@@ -90,15 +90,18 @@ type Range struct {
 // intranode visibility even the traffic between two Pods of one node passes
 // the node's postrouting hook.
 type ClusterRanges struct {
+	// Pod ranges are also the only sources that are masqueraded, when there are
+	// any.
 	Node, Pod, Service []Range
+	// ThisNodesPods are the ranges that the cluster has set aside for this
+	// node's Pods. They never limit the sources: a CNI with an address management
+	// of its own gives Pods others, and those would leave untranslated.
+	ThisNodesPods []Range
 }
 
 // All returns node, Pod and Service ranges in this order.
 func (c ClusterRanges) All() []Range {
-	all := make([]Range, 0, len(c.Node)+len(c.Pod)+len(c.Service))
-	all = append(all, c.Node...)
-	all = append(all, c.Pod...)
-	return append(all, c.Service...)
+	return slices.Concat(c.Node, c.Pod, c.ThisNodesPods, c.Service)
 }
 
 // Config is one complete, validated configuration: the user's files merged
@@ -129,7 +132,8 @@ type Config struct {
 	// SNATAddress holds at most one prefix a family: Pod traffic gets the
 	// node's own address inside it, instead of the outgoing interface's.
 	SNATAddress []Range
-	// Cluster holds the ranges given as config keys.
+	// Cluster holds the ranges given as config keys, and those that the source
+	// knows from the cluster itself.
 	Cluster ClusterRanges
 }
 

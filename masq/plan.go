@@ -18,6 +18,9 @@ const (
 	// the cluster. It is exempt all the same, unless upstream's behaviour was
 	// asked for.
 	ClusterRangeNotListed FindingCode = "ClusterRangeNotListed"
+	// PodsElsewhere: Pods of this node may have other addresses than those that
+	// are taken for Pods', or than those that the cluster has set aside for them.
+	PodsElsewhere FindingCode = "PodsElsewhere"
 	// LocalRouteMasqueraded: the node has Pods behind a route that is not
 	// exempt, so traffic between its own Pods is translated.
 	LocalRouteMasqueraded FindingCode = "LocalRouteMasqueraded"
@@ -80,11 +83,21 @@ func Plan(cfg Config, opts Options, facts Facts) (RuleSet, []Finding, error) {
 		rs.Families = append(rs.Families, fr)
 
 		findings = append(findings, localRouteFindings(family, fr, facts)...)
+		if !opts.UpstreamCompat {
+			findings = append(findings, podsElsewhere(family, cluster, facts)...)
+		}
 	}
 	if len(cluster.Pod) == 0 && !opts.UpstreamCompat {
+		message := "the cluster's Pod ranges are not known"
+		for i, r := range cluster.ThisNodesPods {
+			if i == 0 {
+				message += ", but for those of this node:"
+			}
+			message += fmt.Sprintf(" %s (from %s)", r.Prefix, r.Origin)
+		}
 		findings = append(findings, Finding{
 			Code:    PodRangesUnknown,
-			Message: "the cluster's Pod ranges are not known, so every source that is not this node's own address counts as a Pod; give --pod-cidrs (or the key podCIDRs) to translate Pods only",
+			Message: message + ", so every source that is not this node's own address counts as a Pod; give --pod-cidrs (or the key podCIDRs) to translate Pods only",
 			Origin:  Origin{Source: "flag --pod-cidrs"},
 		})
 	}
@@ -97,6 +110,8 @@ func ClusterOf(cfg Config, opts Options) ClusterRanges {
 		Node:    slices.Concat(opts.Cluster.Node, cfg.Cluster.Node),
 		Pod:     slices.Concat(opts.Cluster.Pod, cfg.Cluster.Pod),
 		Service: slices.Concat(opts.Cluster.Service, cfg.Cluster.Service),
+
+		ThisNodesPods: slices.Concat(opts.Cluster.ThisNodesPods, cfg.Cluster.ThisNodesPods),
 	}
 }
 
@@ -282,32 +297,74 @@ func clusterFindings(cfg Config, opts Options, family Family, listed []Interval,
 	}
 	check("node", cluster.Node)
 	check("Pod", cluster.Pod)
+	check("Pod", cluster.ThisNodesPods)
 	check("Service", cluster.Service)
 	return out
 }
 
 func localRouteFindings(family Family, fr FamilyRules, facts Facts) []Finding {
-	var exposed []string
-	for _, route := range facts.LocalRoutes {
-		if FamilyOf(route.Prefix.Addr()) == family && !covers(fr.Exempt, route.Prefix) {
-			exposed = append(exposed, fmt.Sprintf("%s dev %s", route.Prefix, route.Interface))
-		}
-	}
-	if len(exposed) == 0 {
+	exposed := routesOutside(family, fr.Exempt, facts)
+	if exposed == "" {
 		return nil
-	}
-	const show = 4
-	more := ""
-	if len(exposed) > show {
-		more = fmt.Sprintf(" and %d more", len(exposed)-show)
-		exposed = exposed[:show]
 	}
 	return []Finding{{
 		Code: LocalRouteMasqueraded,
-		Message: fmt.Sprintf("nonMasqueradeCIDRs does not fully cover the Pod CIDR ranges: this node routes to %s%s and none of it is exempt, so traffic between its Pods gets the node's address; add the cluster's node and Pod ranges to the list, or give --node-cidrs and --pod-cidrs",
-			strings.Join(exposed, ", "), more),
+		Message: fmt.Sprintf("nonMasqueradeCIDRs does not fully cover the Pod CIDR ranges: this node routes to %s and none of it is exempt, so traffic between its Pods gets the node's address; add the cluster's node and Pod ranges to the list, or give --node-cidrs and --pod-cidrs",
+			exposed),
 		Origin: Origin{Source: "node routes"},
 	}}
+}
+
+// routesOutside names the local routes to anything outside of the ranges; empty
+// when there are none.
+func routesOutside(family Family, ranges []Interval, facts Facts) string {
+	var outside []string
+	for _, route := range facts.LocalRoutes {
+		if FamilyOf(route.Prefix.Addr()) == family && !covers(ranges, route.Prefix) {
+			outside = append(outside, fmt.Sprintf("%s dev %s", route.Prefix, route.Interface))
+		}
+	}
+	const show = 4
+	more := ""
+	if len(outside) > show {
+		more = fmt.Sprintf(" and %d more", len(outside)-show)
+		outside = outside[:show]
+	}
+	return strings.Join(outside, ", ") + more
+}
+
+// podsElsewhere compares what the cluster has set aside for this node's Pods
+// with what was given, and with what the node routes to.
+func podsElsewhere(family Family, cluster ClusterRanges, facts Facts) []Finding {
+	aside := mergePrefixes(cluster.ThisNodesPods, family)
+	if len(aside) == 0 {
+		return nil
+	}
+	given := mergePrefixes(cluster.Pod, family)
+	if len(given) == 0 {
+		outside := routesOutside(family, aside, facts)
+		if outside == "" {
+			return nil
+		}
+		return []Finding{{
+			Code: PodsElsewhere,
+			Message: fmt.Sprintf("this node routes to %s, outside of the Pod ranges that are set aside for it (%s): if these are Pods, the CNI gives them other addresses, and those of other nodes are not known to be Pods; give the CNI's ranges as --pod-cidrs (or the key podCIDRs)",
+				outside, cluster.ThisNodesPods[0].Origin),
+			Origin: Origin{Source: "node routes"},
+		}}
+	}
+	var out []Finding
+	for _, r := range cluster.ThisNodesPods {
+		if FamilyOf(r.Prefix.Addr()) == family && !covers(given, r.Prefix) {
+			out = append(out, Finding{
+				Code: PodsElsewhere,
+				Message: fmt.Sprintf("the Pod ranges that were given (from %s) do not hold %s (from %s): Pods with addresses in it would not be masqueraded; add it, unless the CNI gives Pods other addresses",
+					cluster.Pod[0].Origin, r.Prefix, r.Origin),
+				Origin: r.Origin,
+			})
+		}
+	}
+	return out
 }
 
 // snatAddress picks the node's own address inside the wished-for prefix: the

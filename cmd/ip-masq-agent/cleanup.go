@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 
 	"sordino/masq"
 	"sordino/masq/foreign"
 	"sordino/masq/iptables"
+	"sordino/masq/kube"
 	"sordino/masq/nftables"
 )
 
@@ -51,6 +54,16 @@ func cleanup(ctx context.Context, inv *invocation) (err error) {
 		}
 		errs = append(errs, remove(b))
 	}
+	if f.configSource != sourceFile {
+		what, err := withdraw(ctx, inv)
+		removed = append(removed, what...)
+		errs = append(errs, err)
+	}
+	if f.readyFile != "" && !f.dryRun {
+		if err := os.Remove(f.readyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
 	report := struct {
 		DryRun  bool     `json:"dryRun"`
 		Removed []string `json:"removed"`
@@ -68,6 +81,23 @@ func cleanup(ctx context.Context, inv *invocation) (err error) {
 			fmt.Fprintln(w, "there is nothing of ours on this node")
 		}
 	}), errors.Join(errs...))
+}
+
+// withdraw takes what the agent told about this node off its Node.
+func withdraw(ctx context.Context, inv *invocation) ([]string, error) {
+	client, node, err := openAPI(inv.flags, inv.log)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	what := fmt.Sprintf("the condition %s and our annotations of the Node %s", kube.ConditionType, node)
+	if inv.flags.dryRun {
+		return []string{what}, nil
+	}
+	if err := kube.Withdraw(ctx, client, node); err != nil {
+		return nil, fmt.Errorf("taking away %s: %w", what, err)
+	}
+	return []string{what}, nil
 }
 
 func join(a, b string) string {

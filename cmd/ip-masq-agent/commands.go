@@ -49,11 +49,12 @@ var commands = []command{
 	{"status", "", "show what the running agent does and what the kernel holds", status},
 	{"cleanup", "", "remove everything that is ours from the kernel (--dry-run only shows it; --backend=nftables leaves iptables alone)", cleanup},
 	{"webhook", "", "answer the API server's admission reviews: refuse a configuration that lint would reject", webhook},
+	{"gate", "--ready-file FILE", "wait until the agent of this node has written its ready file: an init container for Pods that need it", gate},
 	{"version", "", "print the version", printVersion},
 }
 
 func commandNames() []string {
-	return []string{"run", "lint", "plan", "explain", "status", "cleanup", "webhook", "version", "help"}
+	return []string{"run", "lint", "plan", "explain", "status", "cleanup", "gate", "webhook", "version", "help"}
 }
 
 // run is the whole program; it returns the exit status.

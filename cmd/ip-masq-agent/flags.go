@@ -22,6 +22,9 @@ type flags struct {
 	set *flag.FlagSet
 
 	config, stateDir, httpAddress string
+	configSource, configMap       string
+	nodeName, kubeconfig          string
+	readyFile                     string
 	backend, compat, output       string
 	chain                         string
 	reserved, ipv6, randomFully   bool
@@ -35,8 +38,10 @@ type flags struct {
 	dport           uint
 	dryRun          bool
 
-	configMap, kubeconfig            string
 	listen, tlsCert, tlsKey, webhook string
+	// tried is that --config names a file to try, beside an agent whose
+	// configuration comes from elsewhere.
+	tried bool
 
 	options        masq.Options
 	resyncInterval time.Duration
@@ -69,6 +74,9 @@ func newFlags() *flags {
 	f.set.SetOutput(io.Discard)
 	s := f.set
 	s.StringVar(&f.config, "config", "/etc/config/ip-masq-agent", "config `file`, or a folder whose ip-masq* files are merged")
+	s.StringVar(&f.configSource, "config-source", sourceFile, "where the configuration comes from: file, or kube (the Kubernetes API; the file is the fallback until it answers)")
+	s.StringVar(&f.nodeName, "node-name", "", "kube: this node's `name` in the cluster; without it the variable NODE_NAME")
+	s.StringVar(&f.readyFile, "ready-file", "", "`file` that is written when the rules are in the kernel for the first time; empty for none")
 	s.StringVar(&f.nodes, "node-cidrs", "", "the cluster's node `ranges`, separated by commas; always exempt")
 	s.StringVar(&f.pods, "pod-cidrs", "", "the cluster's Pod `ranges`; always exempt, and the only sources that are masqueraded")
 	s.StringVar(&f.services, "service-cidrs", "", "the cluster's Service `ranges`; always exempt")
@@ -135,6 +143,7 @@ func (inv *invocation) parse(command string, args []string) error {
 			if _, _, err := inv.flags.take(append(slices.Clone(saved), args...)); err != nil {
 				return fmt.Errorf("reading the flags of the agent that ran with --state-dir=%s (--state-dir= goes without them): %w", dir, err)
 			}
+			inv.flags.tryFile(args)
 		}
 	}
 	if err := inv.flags.resolve(); err != nil {
@@ -156,6 +165,20 @@ func (inv *invocation) parse(command string, args []string) error {
 		inv.log.Warn("unknown flag or argument ignored; see --help for those that are known", "argument", u)
 	}
 	return nil
+}
+
+// tryFile makes a command answer for the file that it was given, also when the
+// agent that runs has its configuration from elsewhere.
+func (f *flags) tryFile(args []string) {
+	own := newFlags()
+	if _, _, err := own.take(args); err != nil {
+		return
+	}
+	given := map[string]bool{}
+	own.set.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
+	if given["config"] && !given["config-source"] && f.configSource != sourceFile {
+		f.configSource, f.tried = sourceFile, true
+	}
 }
 
 // take parses the known flags and hands back the unknown ones, instead of
@@ -207,6 +230,7 @@ func (f *flags) resolve() error {
 			errs = append(errs, fmt.Errorf("--%s %q: write one of: %s", name, value, strings.TrimSpace(strings.Join(allowed, " "))))
 		}
 	}
+	oneOf("config-source", f.configSource, sourceFile, sourceKube)
 	oneOf("backend", f.backend, "auto", "nftables", "iptables")
 	oneOf("compat", f.compat, "", "upstream")
 	oneOf("output", f.output, "text", "json")

@@ -10,20 +10,13 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"time"
 
 	"sordino/internal/nfnotify"
-	"sordino/masq"
 	"sordino/masq/agent"
-	"sordino/masq/configfile"
 	"sordino/masq/foreign"
 	"sordino/masq/nftables"
 	"sordino/masq/node"
 )
-
-// pollInterval is how often the config is looked at when no file notification
-// arrives, as on file systems that have none.
-const pollInterval = 10 * time.Second
 
 func runAgent(ctx context.Context, inv *invocation) (err error) {
 	f := inv.flags
@@ -32,7 +25,7 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 	// many processors they save megabytes of the runtime's caches.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(longListGC)
-	inv.log.Info("starting", "version", version, "config", f.config, "args", strings.Join(os.Args[1:], " "))
+	inv.log.Info("starting", "version", version, "source", f.configSource, "args", strings.Join(os.Args[1:], " "))
 
 	var listeners nfnotify.Listeners
 	backend, err := openBackend(ctx, f, &listeners, inv.log)
@@ -51,9 +44,19 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 	}
 	defer closing(&err, here)
 
+	from, err := openSource(f, inv.log)
+	if err != nil {
+		return err
+	}
+	if f.readyFile != "" {
+		from.observers = append(from.observers, &readyFile{path: f.readyFile, log: inv.log})
+	}
 	a := agent.New(agent.Settings{
 		Options:        f.options,
-		Source:         &fileSource{path: f.config, loader: configfile.Loader{Settings: f.settings()}, log: inv.log},
+		Source:         from.source,
+		SourceName:     f.configSource,
+		Remote:         from.remote,
+		Observers:      from.observers,
 		Backend:        backend,
 		Predecessors:   others,
 		Node:           here,
@@ -64,6 +67,9 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 	})
 	var serving sync.WaitGroup
 	defer serving.Wait()
+	for _, run := range from.beside {
+		serving.Go(func() { run(ctx) })
+	}
 	if f.httpAddress != "" {
 		serving.Go(func() { agent.Serve(ctx, f.httpAddress, a.Handler(), inv.log) })
 	}
@@ -72,53 +78,6 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 
 // closing joins what closing says to what the function returns.
 func closing(err *error, c interface{ Close() error }) { *err = errors.Join(*err, c.Close()) }
-
-// fileSource is the agent's configuration in files.
-type fileSource struct {
-	path   string
-	loader configfile.Loader
-	log    logger
-}
-
-func (f *flags) settings() configfile.Settings {
-	return configfile.Settings{ReservedRanges: f.reserved, IPv6: f.ipv6}
-}
-
-func (s *fileSource) Load() (agent.Loaded, error) {
-	result, err := s.loader.Load(s.path)
-	if err != nil {
-		rejected := &agent.Rejected{Err: err, Digest: result.Digest}
-		for _, p := range configfile.Problems(err) {
-			rejected.Reasons = append(rejected.Reasons, p.Reason)
-		}
-		return agent.Loaded{}, rejected
-	}
-	collectFor(result.Config)
-	loaded := agent.Loaded{Config: result.Config, Files: result.Files, Digest: result.Digest}
-	for _, w := range result.Warnings {
-		loaded.Warnings = append(loaded.Warnings, w.String())
-	}
-	return loaded, nil
-}
-
-// A small heap is collected within a millisecond, and collecting it often keeps
-// it small. A long list loads a third faster with more room.
-const (
-	shortListGC, longListGC = 20, 50 // percent
-	longList                = 1000   // ranges
-)
-
-func collectFor(c masq.Config) {
-	percent := shortListGC
-	if len(c.NonMasquerade)+len(c.Masquerade) > longList {
-		percent = longListGC
-	}
-	debug.SetGCPercent(percent)
-}
-
-func (s *fileSource) Watch(ctx context.Context, changed func()) error {
-	return configfile.Watch(ctx, s.path, pollInterval, changed, s.log)
-}
 
 // predecessors removes other agents' rules, but never the chain that our own
 // iptables backend writes.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"sordino/masq"
@@ -86,7 +87,14 @@ func (r statusReport) write(w io.Writer) {
 			word = "NOT READY"
 		}
 		fmt.Fprintf(w, "agent:    %s, desired generation %d (%s), applied %d (%s)\n", word, s.Generation, s.Hash, s.AppliedGeneration, s.AppliedHash)
-		fmt.Fprintf(w, "config:   %s %v\n", s.ConfigFrom, s.Files)
+		fmt.Fprintf(w, "config:   %s %s\n", s.ConfigFrom, strings.Join(s.Files, " "))
+		if remote := s.Remote; remote != nil {
+			fmt.Fprintf(w, "API:      %s, last contact %s, %d watches restarted, %d reports failed\n",
+				remote.Server, remote.LastContact.Format(time.RFC3339), remote.WatchRestarts, remote.ReportErrors)
+			for _, p := range remote.Problems {
+				fmt.Fprintf(w, "warning:  %s\n", p)
+			}
+		}
 		if !s.LastSuccess.IsZero() {
 			fmt.Fprintf(w, "verified: %s\n", s.LastSuccess.Format(time.RFC3339))
 		}

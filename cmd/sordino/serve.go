@@ -165,7 +165,7 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 		return nil, fmt.Errorf("--listen %q: write ADDRESS:PORT: %w", o.listen, err)
 	}
 	guard := access.Guard{Hosts: append([]string{host}, o.hosts...), Requests: maxRequests, Wait: time.Second, Refuse: wire.Refuse}
-	s.http = s.wire.HTTPServer(guard.Wrap(s.wire))
+	s.http = s.wire.HTTPServer(alive(guard.Wrap(s.wire)))
 	if s.listener, err = net.Listen("tcp", o.listen); err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", o.listen, err)
 	}
@@ -177,6 +177,19 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 		s.http.TLSConfig = certificate.Config()
 	}
 	return s, nil
+}
+
+// alive answers /healthz to whoever asks, by whatever name: a kubelet has no
+// token. It says that the server answers, and nothing else.
+func alive(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, "ok\n")
+	})
 }
 
 // maxRequests is how many requests are served at once; more wait for a second.

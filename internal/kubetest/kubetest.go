@@ -62,10 +62,17 @@ type Options struct {
 	// Images are archives to import on every node, beside [Image]. Pods need
 	// imagePullPolicy Never or IfNotPresent: there is no registry.
 	Images []string
+	// Each is what single nodes have in particular, n1's first; also those that
+	// are added later.
+	Each []NodeOptions
+}
+
+// NodeOptions are what differs between nodes.
+type NodeOptions struct {
 	// Proxy is kube-proxy's mode, "iptables" or "nftables". Without kube-proxy
 	// only the Service kubernetes has an address that leads somewhere.
 	Proxy string
-	// IPMasq makes the nodes' CNI plugin masquerade by itself.
+	// IPMasq makes the node's CNI plugin masquerade by itself.
 	IPMasq bool
 }
 
@@ -240,7 +247,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	}
 	// Pods of a namespace are refused until it has its default account.
 	return c.until(ctx, "the service account default", func() error {
-		_, err := c.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default")
+		_, err := c.Get(ctx, "/api/v1/namespaces/default/serviceaccounts/default")
 		return err
 	})
 }
@@ -273,7 +280,7 @@ func (c *Cluster) StartAPI(ctx context.Context) error {
 		if state := api.Ended(); state != "" {
 			return fatal{fmt.Errorf("it ended (%s):\n%s", state, c.tail("kube-apiserver"))}
 		}
-		_, err := c.get(ctx, "/readyz")
+		_, err := c.Get(ctx, "/readyz")
 		return err
 	})
 	return err
@@ -400,7 +407,8 @@ func (c *Cluster) start(log string, args ...string) (*process, error) {
 	return p, err
 }
 
-func (c *Cluster) get(ctx context.Context, path string) ([]byte, error) {
+// Get reads a path of the API as the admin.
+func (c *Cluster) Get(ctx context.Context, path string) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Server()+path, nil)
 	if err != nil {
 		return nil, err

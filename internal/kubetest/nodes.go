@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -67,6 +68,7 @@ type Node struct {
 	NS      *netns.NS // nil while it is off; another one after each Start
 
 	c       *Cluster
+	options NodeOptions
 	dir     string
 	booted  time.Time
 	process *process
@@ -79,6 +81,31 @@ func (n *Node) Path(path string) string {
 
 // PID is the node's first process: nsenter --all --target PID.
 func (n *Node) PID() int { return n.process.cmd.Process.Pid }
+
+// PIDs are the processes of a program in the node's Pods.
+func (n *Node) PIDs(program string) ([]int, error) {
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return nil, err
+	}
+	var found []int
+	for _, name := range names {
+		comm, err := os.ReadFile(name)
+		if err != nil || strings.TrimSpace(string(comm)) != program {
+			continue // it ended, or is another
+		}
+		groups, err := os.ReadFile(filepath.Join(filepath.Dir(name), "cgroup"))
+		if err != nil || !strings.Contains(string(groups), "/"+n.c.cgroup.name+"/"+n.Name+"/") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, pid)
+	}
+	return found, nil
+}
 
 // Node returns a node by its name: n1, n2 and so on.
 func (c *Cluster) Node(name string) *Node {
@@ -169,6 +196,9 @@ func (c *Cluster) addNode(ctx context.Context) (*Node, error) {
 	i := len(c.Nodes) + 1
 	n := &Node{Name: fmt.Sprintf("n%d", i), Address: nodeAddress(i), Pods: podRange(i), c: c}
 	n.dir = filepath.Join(c.dir, n.Name)
+	if len(c.options.Each) >= i {
+		n.options = c.options.Each[i-1]
+	}
 	c.Nodes = append(c.Nodes, n)
 	if err := n.configure(); err != nil {
 		return nil, err
@@ -243,7 +273,7 @@ func (n *Node) ready(ctx context.Context) error {
 		if state := n.process.Ended(); state != "" {
 			return fatal{fmt.Errorf("it ended (%s):\n%s%s", state, c.tail(n.Name), c.tail(filepath.Join(n.Name, "kubelet")))}
 		}
-		body, err := c.get(ctx, "/api/v1/nodes/"+n.Name)
+		body, err := c.Get(ctx, "/api/v1/nodes/"+n.Name)
 		if err != nil {
 			return err
 		}
@@ -299,7 +329,7 @@ func (c *Cluster) Rollout(ctx context.Context, namespace, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	return c.until(ctx, "DaemonSet "+namespace+"/"+name, func() error {
-		body, err := c.get(ctx, "/apis/apps/v1/namespaces/"+namespace+"/daemonsets/"+name)
+		body, err := c.Get(ctx, "/apis/apps/v1/namespaces/"+namespace+"/daemonsets/"+name)
 		if err != nil {
 			return err
 		}
@@ -345,7 +375,7 @@ func (n *Node) configure() error {
 		return err
 	}
 	proxy := ""
-	if n.c.options.Proxy != "" {
+	if n.options.Proxy != "" {
 		if proxy, err = n.c.kubeconfigFor(server, "system:kube-proxy"); err != nil {
 			return err
 		}
@@ -356,8 +386,8 @@ func (n *Node) configure() error {
 		}
 		var out strings.Builder
 		err := template.Must(template.New(name).Parse(text)).Execute(&out, map[string]any{
-			"Name": n.Name, "Dir": n.dir, "Root": filepath.Join(n.c.made, "root"), "Image": Image, "Pods": n.Pods, "IPMasq": n.c.options.IPMasq,
-			"CA": n.c.CA(), "Cgroup": "/" + n.c.cgroup.name + "/" + n.Name, "Mode": n.c.options.Proxy, "Kubeconfig": proxy, "PodRange": PodRange,
+			"Name": n.Name, "Dir": n.dir, "Root": filepath.Join(n.c.made, "root"), "Image": Image, "Pods": n.Pods, "IPMasq": n.options.IPMasq,
+			"CA": n.c.CA(), "Cgroup": "/" + n.c.cgroup.name + "/" + n.Name, "Mode": n.options.Proxy, "Kubeconfig": proxy, "PodRange": PodRange,
 		})
 		if err != nil {
 			return err
@@ -405,6 +435,7 @@ failCgroupV1: false
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 volumePluginDir: /var/lib/kubelet/volumeplugins
 resolvConf: ""
+clusterDNS: [10.96.0.10]
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 evictionHard: {memory.available: 100Mi, nodefs.available: "1%", imagefs.available: "1%"}

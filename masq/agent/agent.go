@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,7 @@ import (
 // Source is where the configuration comes from.
 type Source interface {
 	// Load reads and validates the configuration as it is now. A *Rejected
-	// error says why it cannot be used.
+	// error says why it cannot be used, an *Unavailable one that it is not known.
 	Load() (Loaded, error)
 	// Watch calls changed whenever Load may give something else, and once when
 	// it begins to listen, until the context ends.
@@ -29,7 +30,9 @@ type Source interface {
 type Loaded struct {
 	Config   masq.Config
 	Warnings []string
-	// Files are those that were read; none means the defaults.
+	// From says what the configuration is made from, for a person.
+	From string
+	// Files are those that were read, if it is made from files.
 	Files []string
 	// Digest tells the text that was read from others; empty means no text.
 	Digest string
@@ -46,6 +49,19 @@ type Rejected struct {
 
 func (r *Rejected) Error() string { return r.Err.Error() }
 func (r *Rejected) Unwrap() error { return r.Err }
+
+// Unavailable says that the configuration is not known: whoever keeps it could
+// not be asked. What is in force stays; at the start that is the last good
+// configuration.
+type Unavailable struct {
+	Err error
+	// Fallback is for a start without a last good configuration; nil for none.
+	Fallback *Loaded
+}
+
+func (u *Unavailable) Error() string { return u.Err.Error() }
+
+func (u *Unavailable) Unwrap() error { return u.Err }
 
 // Backend makes one kernel hold a rule set.
 type Backend interface {
@@ -75,10 +91,52 @@ type Node interface {
 	Watch(ctx context.Context, changed func()) error
 }
 
+// Observer is told what the loop did, after every reconciliation.
+type Observer interface {
+	// Observe must not wait for anything: the loop does.
+	Observe(Status, []Event)
+}
+
+// Event is something that happened in a reconciliation.
+type Event struct {
+	Reason  EventReason
+	Message string
+}
+
+// EventReason is one word, as Kubernetes' Events have it.
+type EventReason string
+
+// What can happen.
+const (
+	ConfigApplied  EventReason = "ConfigApplied"
+	ConfigRejected EventReason = "ConfigRejected"
+	ApplyFailed    EventReason = "ApplyFailed"
+	RulesRepaired  EventReason = "RulesRepaired"
+	TookOver       EventReason = "TookOver"
+)
+
+// Remote is how it goes with a source that is not on this machine.
+type Remote struct {
+	Server string `json:"server"`
+	// LastContact is when it last answered or sent something.
+	LastContact time.Time `json:"lastContact,omitzero"`
+	// WatchRestarts and ReportErrors count watches that broke, and what could
+	// not be told.
+	WatchRestarts uint64 `json:"watchRestarts"`
+	ReportErrors  uint64 `json:"reportErrors"`
+	// Problems are what does not work at present.
+	Problems []string `json:"problems,omitempty"`
+}
+
 // Settings are everything that an Agent is made of.
 type Settings struct {
-	Options      masq.Options
-	Source       Source
+	Options masq.Options
+	Source  Source
+	// SourceName is the kind of the source: "file".
+	SourceName string
+	// Remote is nil for a source on this machine.
+	Remote       func() Remote
+	Observers    []Observer
 	Backend      Backend
 	Predecessors Predecessors
 	Node         Node
@@ -114,6 +172,8 @@ type Agent struct {
 	retry       time.Duration
 	lastWarning map[string]bool
 	repairs     *rate.Limiter
+	events      []Event // of this reconciliation
+	lastError   string  // of the last apply
 }
 
 // trigger is a set of causes for a reconciliation.
@@ -159,7 +219,7 @@ func New(s Settings) *Agent {
 		// as well: after a burst, repairs are spaced.
 		repairs: rate.NewLimiter(50, 20),
 	}
-	a.status.Store(&Status{Backend: s.Backend.Name()})
+	a.status.Store(&Status{Backend: s.Backend.Name(), Source: s.SourceName})
 	a.metrics = newMetrics(a)
 	return a
 }
@@ -297,7 +357,17 @@ func (a *Agent) reconcile(ctx context.Context, causes trigger) bool {
 	ok := a.apply(ctx, log, &status)
 	status.Ready = ok
 	a.status.Store(&status)
+	if ctx.Err() == nil {
+		for _, o := range a.Observers {
+			o.Observe(status, a.events)
+		}
+	}
+	a.events = nil
 	return ok
+}
+
+func (a *Agent) happened(reason EventReason, format string, args ...any) {
+	a.events = append(a.events, Event{reason, fmt.Sprintf(format, args...)})
 }
 
 // load takes over the source's configuration, or says why it keeps another.
@@ -315,11 +385,7 @@ func (a *Agent) load(log *slog.Logger, status *Status) bool {
 			log.Info("the configuration is valid again")
 		}
 		status.ConfigError, status.Warnings, status.Files = "", loaded.Warnings, loaded.Files
-		status.ConfigDigest = loaded.Digest
-		status.ConfigFrom = "files"
-		if len(loaded.Files) == 0 {
-			status.ConfigFrom = "defaults (there is no file)"
-		}
+		status.ConfigDigest, status.ConfigFrom = loaded.Digest, loaded.From
 		changed := !a.haveConfig || !a.config.Equal(loaded.Config)
 		a.config, a.haveConfig = loaded.Config, true
 		return changed
@@ -329,22 +395,31 @@ func (a *Agent) load(log *slog.Logger, status *Status) bool {
 	if rejected := (*Rejected)(nil); errors.As(err, &rejected) {
 		status.ConfigDigest = rejected.Digest
 	}
+	what := "configuration rejected"
+	var unavailable *Unavailable
+	if errors.As(err, &unavailable) {
+		what = "the configuration is not known"
+	}
 	if again := err.Error(); status.ConfigError != again {
 		status.ConfigError = again
 		a.countReject(err)
+		a.happened(ConfigRejected, "%v", err)
 	} else if a.haveConfig {
 		return false // the same rejected text as before: said already
 	}
 	switch {
 	case a.haveConfig:
-		log.Error("configuration rejected; the last good one stays in force", "error", err)
+		log.Error(what+"; the last good one stays in force", "error", err)
 		return false
 	case a.saved.Config != nil:
 		a.config, status.ConfigFrom = *a.saved.Config, "last good configuration, saved "+a.saved.Saved.Format(time.RFC3339)
-		log.Error("configuration rejected; starting with the last good one from the state folder", "saved", a.saved.Saved, "error", err)
+		log.Error(what+"; starting with the last good one from the state folder", "saved", a.saved.Saved, "error", err)
+	case unavailable != nil && unavailable.Fallback != nil:
+		a.config, status.ConfigFrom = unavailable.Fallback.Config, unavailable.Fallback.From+", until the configuration is known"
+		log.Error(what+", and there is no last good one; starting with the fallback", "fallback", unavailable.Fallback.From, "error", err)
 	default:
-		a.config, status.ConfigFrom = masq.DefaultConfig(a.Options.ReservedRanges), "defaults (the file is rejected, and there is no last good one)"
-		log.Error("configuration rejected, and there is no last good one; starting with the defaults", "error", err)
+		a.config, status.ConfigFrom = masq.DefaultConfig(a.Options.ReservedRanges), "defaults (the configuration is rejected or not known, and there is no last good one)"
+		log.Error(what+", and there is no last good one; starting with the defaults", "error", err)
 	}
 	a.haveConfig = true
 	return true
@@ -421,18 +496,24 @@ func (a *Agent) apply(ctx context.Context, log *slog.Logger, status *Status) boo
 			return false
 		}
 		a.metrics.applyErrors.Inc()
-		status.LastError = err.Error()
+		if status.LastError = err.Error(); a.lastError != status.LastError {
+			a.happened(ApplyFailed, "generation %d: %v", a.generation, err)
+		}
+		a.lastError = status.LastError
 		log.Error("applying the rules; what the kernel holds stays, and it is tried again", "generation", a.generation, "error", err)
 		return false
 	}
+	a.lastError = ""
 	took := time.Since(began)
 	status.AppliedGeneration, status.AppliedHash, status.LastSuccess = a.generation, a.hash, time.Now()
 	if change.Wrote {
 		a.metrics.apply.Update(took.Seconds())
 		if change.Repaired {
 			a.metrics.repairs.Inc()
+			a.happened(RulesRepaired, "somebody changed our rules: %s", some(change.What))
 			log.Warn("somebody changed our rules; repaired", "generation", a.generation, "what", change.What, "took", took)
 		} else {
+			a.happened(ConfigApplied, "generation %d (%s): %s", a.generation, a.hash, some(change.What))
 			log.Info("applied", "generation", a.generation, "hash", a.hash, "what", change.What, "took", took)
 		}
 	} else {
@@ -443,10 +524,20 @@ func (a *Agent) apply(ctx context.Context, log *slog.Logger, status *Status) boo
 	return true
 }
 
+// some is the beginning of a list that may be long.
+func some(what []string) string {
+	const show = 3
+	if len(what) <= show {
+		return strings.Join(what, "; ")
+	}
+	return fmt.Sprintf("%s; and %d more", strings.Join(what[:show], "; "), len(what)-show)
+}
+
 func (a *Agent) removePredecessors(ctx context.Context, log *slog.Logger, status *Status) {
 	removed, unreadable, err := a.Predecessors.Remove(ctx)
 	for _, r := range removed {
 		a.metrics.takenOver.Inc()
+		a.happened(TookOver, "%s", r)
 		log.Info("took over from another masquerade agent: " + r)
 	}
 	if !slices.Equal(unreadable, status.Unreadable) {

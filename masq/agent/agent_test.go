@@ -195,11 +195,11 @@ func TestColdStartWithABadFile(t *testing.T) {
 			a, stop := start(t, s.settings(dir))
 			defer stop()
 			want, _, _ := masq.Plan(masq.DefaultConfig(false), masq.Options{Chain: masq.DefaultChain}, masq.Facts{})
-			if st := a.Status(); s.kernel != want.Hash() || !strings.HasPrefix(st.ConfigFrom, "defaults (the file is rejected") {
+			if st := a.Status(); s.kernel != want.Hash() || !strings.HasPrefix(st.ConfigFrom, "defaults (the configuration is rejected") {
 				t.Fatalf("the kernel holds %s, status %+v", s.kernel, st)
 			}
 		})
-		if c, _, err := LastGood(dir); c != nil || err != nil {
+		if c, err := LastGood(dir); c != nil || err != nil {
 			t.Fatalf("a fallback was saved as if it were good: %v, %v", c, err)
 		}
 	})
@@ -227,7 +227,7 @@ func TestColdStartWithABadFile(t *testing.T) {
 		if args, err := SavedArguments(dir); err != nil || len(args) != 1 || args[0] != "--v=3" {
 			t.Errorf("saved arguments %v, %v", args, err)
 		}
-		if c, _, err := LastGood(dir); err != nil || c == nil || !c.Equal(list("1.2.3.0/24")) {
+		if c, err := LastGood(dir); err != nil || c == nil || !c.Config.Equal(list("1.2.3.0/24")) {
 			t.Errorf("the last good configuration is %v, %v", c, err)
 		}
 	})

@@ -42,7 +42,13 @@ func (a *Agent) Handler() http.Handler {
 			http.Error(w, fmt.Sprintf("the kernel does not hold generation %d: %s", s.Generation, reason), http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintf(w, "ok: the kernel holds generation %d (%s)\n", s.AppliedGeneration, s.AppliedHash)
+		fmt.Fprintf(w, "ok: the kernel holds generation %d (%s)\nconfiguration: %s\n", s.AppliedGeneration, s.AppliedHash, s.ConfigFrom)
+		if r := s.Remote; r != nil {
+			fmt.Fprintf(w, "API server: %s, last contact %s\n", r.Server, r.LastContact.Format(time.RFC3339))
+			for _, p := range r.Problems {
+				fmt.Fprintf(w, "API server: %s\n", p)
+			}
+		}
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

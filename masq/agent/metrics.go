@@ -110,6 +110,14 @@ var exposed = []struct {
 			}
 		}
 	}},
+	{"source_info", "gauge", "Always 1; where the configuration comes from.", func(c reading, s series) { s.value(1, "source", c.status.Source) }},
+	{"api_last_contact_timestamp_seconds", "gauge", "When the API server last answered or sent something, in Unix time.", func(c reading, s series) {
+		if r := c.status.Remote; r != nil && !r.LastContact.IsZero() {
+			s.value(strconv.FormatFloat(float64(r.LastContact.UnixMilli())/1000, 'f', 3, 64))
+		}
+	}},
+	{"api_watch_restarts_total", "counter", "Watches of the API server that broke and were begun anew.", remote(func(r Remote) uint64 { return r.WatchRestarts })},
+	{"api_report_errors_total", "counter", "Patches and Events that the API server did not take; they are tried again.", remote(func(r Remote) uint64 { return r.ReportErrors })},
 	{"packets_total", "counter", "Packets of connections that Pods opened, in the direction from the Pod, by what our rules did.", perFamily(func(n masq.Counter) uint64 { return n.Packets })},
 	{"bytes_total", "counter", "Bytes of the same packets.", perFamily(func(n masq.Counter) uint64 { return n.Bytes })},
 	{"connections_total", "counter", "Connections that Pods opened, by what our rules did.", perFamily(func(n masq.Counter) uint64 { return n.Connections })},
@@ -125,6 +133,14 @@ var exposed = []struct {
 			s.value(n)
 		}
 	}},
+}
+
+func remote(of func(Remote) uint64) func(reading, series) {
+	return func(c reading, s series) {
+		if c.status.Remote != nil {
+			s.value(of(*c.status.Remote))
+		}
+	}
 }
 
 func perFamily(of func(masq.Counter) uint64) func(reading, series) {

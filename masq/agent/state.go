@@ -26,6 +26,7 @@ type state struct {
 	Generation uint64        `json:"generation"`
 	Hash       string        `json:"hash"`
 	Arguments  []string      `json:"arguments"`
+	From       string        `json:"from,omitempty"`
 	Config     *masq.Config  `json:"config,omitempty"`
 	Rules      *masq.RuleSet `json:"rules,omitempty"`
 }
@@ -75,14 +76,14 @@ func (a *Agent) save(log *slog.Logger, status *Status) {
 		return
 	}
 	config, rules := a.config, a.rules
-	s := state{time.Now().UTC(), a.generation, a.hash, a.Arguments, &config, &rules}
+	s := state{time.Now().UTC(), a.generation, a.hash, a.Arguments, status.ConfigFrom, &config, &rules}
 	if status.ConfigError != "" || status.PlanError != "" {
 		// The last good one stays, but the other commands answer for the
 		// agent that runs now.
 		s = a.saved
 		s.Arguments = a.Arguments
 	}
-	if s.Hash == a.saved.Hash && s.Generation == a.saved.Generation && slices.Equal(s.Arguments, a.saved.Arguments) &&
+	if s.Hash == a.saved.Hash && s.Generation == a.saved.Generation && s.From == a.saved.From && slices.Equal(s.Arguments, a.saved.Arguments) &&
 		(s.Config == a.saved.Config || a.saved.Config != nil && a.saved.Config.Equal(*s.Config)) {
 		return
 	}
@@ -149,9 +150,19 @@ func writeState(dir string, s state) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// Last is the configuration that an agent last had in force.
+type Last struct {
+	Config masq.Config
+	From   string // what it was made from
+	Saved  time.Time
+}
+
 // LastGood returns the configuration that the agent with this state folder
-// last had in force, and when it was saved; nil when there is none.
-func LastGood(dir string) (*masq.Config, time.Time, error) {
+// last had in force; nil when there is none.
+func LastGood(dir string) (*Last, error) {
 	s, err := readState(dir)
-	return s.Config, s.Saved, err
+	if err != nil || s.Config == nil {
+		return nil, err
+	}
+	return &Last{*s.Config, s.From, s.Saved}, nil
 }

@@ -17,12 +17,16 @@ type Status struct {
 	Hash              string `json:"hash"`
 	AppliedGeneration uint64 `json:"appliedGeneration"`
 	AppliedHash       string `json:"appliedHash"`
+	// Source is the kind of the source, and Remote how it goes with one that is
+	// not on this machine.
+	Source string  `json:"source"`
+	Remote *Remote `json:"remote,omitempty"`
 	// ConfigFrom says what the configuration in force is made from.
 	ConfigFrom string   `json:"configFrom"`
 	Files      []string `json:"files,omitempty"`
 	// ConfigDigest is the SHA-256 of the text that was last looked at, accepted
 	// or rejected, so that a rollout sees that it has arrived; empty when there
-	// is no file.
+	// is none.
 	ConfigDigest string   `json:"configDigest,omitempty"`
 	Warnings     []string `json:"warnings,omitempty"`
 	// Findings are what the configuration's author should know.
@@ -40,4 +44,11 @@ type Status struct {
 }
 
 // Status returns the status after the last reconciliation.
-func (a *Agent) Status() Status { return *a.status.Load() }
+func (a *Agent) Status() Status {
+	s := *a.status.Load()
+	if a.Remote != nil {
+		remote := a.Remote()
+		s.Remote = &remote
+	}
+	return s
+}

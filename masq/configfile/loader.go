@@ -31,10 +31,11 @@ func (l *Loader) Load(path string) (Result, error) {
 	if err != nil {
 		return Result{}, unreadable(path, err)
 	}
-	return l.fromSources(sources)
+	return l.FromSources(sources)
 }
 
-func (l *Loader) fromSources(sources []Source) (Result, error) {
+// FromSources is as [FromSources], with the loader's settings.
+func (l *Loader) FromSources(sources []Source) (Result, error) {
 	if l.last != nil && len(sources) == 1 && sources[0].Name == l.last.Name {
 		if config, ok := l.last.edited(sources[0].Text, l.Settings); ok {
 			result := l.last.result

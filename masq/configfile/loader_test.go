@@ -31,7 +31,7 @@ func remembering(text string, s Settings) *Loader {
 // agree holds what the loader says to what decoding everything says.
 func agree(t interface{ Fatalf(string, ...any) }, l *Loader, before, after string) {
 	want, wantErr := decode(after, l.Settings)
-	got, err := l.fromSources([]Source{{"f", []byte(after)}})
+	got, err := l.FromSources([]Source{{"f", []byte(after)}})
 	if fmt.Sprint(err) != fmt.Sprint(wantErr) || !reflect.DeepEqual(got, want) {
 		t.Fatalf("from\n%q to\n%q:\ngot  %+v, %v\nwant %+v, %v", before, after, got, err, want, wantErr)
 	}
@@ -184,7 +184,7 @@ func BenchmarkLoader(b *testing.B) {
 	var l Loader
 	i := 0
 	for b.Loop() {
-		if _, err := l.fromSources([]Source{{"c", texts[i%2]}}); err != nil {
+		if _, err := l.FromSources([]Source{{"c", texts[i%2]}}); err != nil {
 			b.Fatal(err)
 		}
 		i++

@@ -1,6 +1,6 @@
 // Command pod is what runs in the Pods of tests: "dial ADDRESS EVERY" opens a
-// connection again and again, "serve" answers every caller with its address,
-// and without arguments it waits, as the first process of every Pod does.
+// connection again and again, "ask ADDRESS" once, "serve ADDRESS" answers every
+// caller with its address, and without arguments it waits, as the first process of every Pod does.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -20,10 +21,12 @@ func main() {
 		wait()
 	case len(args) == 3 && args[0] == "dial":
 		err = dial(args[1], args[2])
+	case len(args) == 2 && args[0] == "ask":
+		fmt.Println(ask(args[1]))
 	case len(args) == 2 && args[0] == "serve":
 		err = serve(args[1])
 	default:
-		err = fmt.Errorf("usage: pod [dial ADDRESS:PORT EVERY | serve ADDRESS:PORT]")
+		err = fmt.Errorf("usage: pod [dial ADDRESS:PORT EVERY | ask ADDRESS:PORT | serve ADDRESS:PORT]")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -80,7 +83,7 @@ func ask(address string) string {
 	if err != nil {
 		return err.Error()
 	}
-	return "seen as " + string(answer)
+	return "seen as " + strings.TrimSpace(string(answer))
 }
 
 func serve(address string) error {
