@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"sordino/internal/kubeapi"
 	"sordino/masq/configfile"
 )
 
@@ -102,26 +103,25 @@ func with(conditions []Condition, verdict Condition, now time.Time) []Condition 
 	return append(out, verdict)
 }
 
-// statusAPI reads and writes one policy.
-type statusAPI interface {
-	get(ctx context.Context, name string) (Policy, error)
-	// writeStatus replaces the conditions if the policy is still the one of the
-	// resource version; else it answers errConflict.
-	writeStatus(ctx context.Context, p Policy, conditions []Condition) error
+// API is what is asked of the Kubernetes API about one policy.
+type API interface {
+	Get(ctx context.Context, ref kubeapi.Ref, into any) error
+	Patch(ctx context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch any, force bool, into any) error
 }
 
-var errConflict = errors.New("the policy was changed meanwhile")
+// policies are all of them.
+var policies = kubeapi.Ref{Group: Group, Version: Version, Resource: Resource}
 
 // reporter keeps the policies' conditions as they should be.
 type reporter struct {
-	api  statusAPI
+	api  API
 	ipv6 bool
 	log  *slog.Logger
 }
 
 // run looks at every set of policies that arrives, until the context ends.
 func (r *reporter) run(ctx context.Context, changed <-chan []Policy) {
-	var policies []Policy
+	var seen []Policy
 	at := map[string]time.Time{} // when the named policy's verdict is to be written
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -129,7 +129,7 @@ func (r *reporter) run(ctx context.Context, changed <-chan []Policy) {
 		select {
 		case <-ctx.Done():
 			return
-		case policies = <-changed:
+		case seen = <-changed:
 		case <-timer.C:
 			for name, when := range at {
 				if time.Now().Before(when) {
@@ -144,7 +144,7 @@ func (r *reporter) run(ctx context.Context, changed <-chan []Policy) {
 		next := time.Duration(0)
 		planned := at
 		at = map[string]time.Time{}
-		for _, p := range policies {
+		for _, p := range seen {
 			from, ok := due(p, verdict(p, r.ipv6))
 			if !ok {
 				continue
@@ -170,16 +170,23 @@ func (r *reporter) run(ctx context.Context, changed <-chan []Policy) {
 
 // write writes a verdict unless it stands by now.
 func (r *reporter) write(ctx context.Context, name string) error {
-	p, err := r.api.get(ctx, name)
-	if err != nil {
+	var p Policy
+	if err := r.api.Get(ctx, policies.Named(name), &p); errors.Is(err, kubeapi.NotFound) {
+		return nil
+	} else if err != nil {
 		return err
 	}
-	want := verdict(p, r.ipv6)
-	if from, ok := due(p, want); !ok || time.Now().Before(from) {
+	want, now := verdict(p, r.ipv6), time.Now()
+	if from, ok := due(p, want); !ok || now.Before(from) {
 		return nil
 	}
-	err = r.api.writeStatus(ctx, p, with(p.Status.Conditions, want, time.Now()))
-	if errors.Is(err, errConflict) {
+	// Only as long as nobody has changed it: others come to the same verdict in
+	// the same second.
+	err := r.api.Patch(ctx, policies.Named(name).Sub("status"), kubeapi.MergePatch, map[string]any{
+		"metadata": map[string]any{"resourceVersion": p.Metadata.ResourceVersion},
+		"status":   Status{with(p.Status.Conditions, want, now)},
+	}, false, nil)
+	if errors.Is(err, kubeapi.Conflict) {
 		return nil // whatever was changed, we are told of it
 	}
 	return err
