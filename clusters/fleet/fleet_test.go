@@ -3,6 +3,7 @@ package fleet
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -111,5 +112,23 @@ func TestRead(t *testing.T) {
 	f = read()
 	if f.Behind != nodes || f.Counts[Ready] != 1 || f.Sources[0].Digest != "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" {
 		t.Errorf("%v, %d behind, %v", f.Counts, f.Behind, f.Sources)
+	}
+
+	// Policies are a source as well, where the cluster knows them.
+	for _, file := range []string{"crd.yaml", "default.yaml"} {
+		text, err := os.ReadFile("../../deploy/egressnat/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Kubectl(t, string(text), "apply", "-f", "-")
+		c.Kubectl(t, "", "wait", "--for=condition=Established", "--timeout=30s", "crd/egressnatpolicies.networking.gke.io")
+	}
+	f = read()
+	if len(f.Sources) != 2 || f.Sources[1].Name != "1 EgressNATPolicies" || f.Behind != nodes {
+		t.Fatalf("%v, %d behind", f.Sources, f.Behind)
+	}
+	c.Kubectl(t, "", "annotate", "node", "n001", "--overwrite", "sordino.dev/masq-config="+f.Sources[1].Digest)
+	if f = read(); !f.Nodes[1].Current || f.Nodes[1].State != Ready || f.Behind != nodes-1 {
+		t.Errorf("%+v", f.Nodes[1])
 	}
 }
