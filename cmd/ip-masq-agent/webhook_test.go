@@ -120,6 +120,19 @@ func TestWebhook(t *testing.T) {
 	known := caBundle()
 	startWebhook(t, "--listen", "127.0.0.1:0", "--kubeconfig", account)
 	judged(t, c)
+	crd, err := os.ReadFile("../../deploy/egressnat/crd.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Kubectl(t, string(crd), "apply", "-f", "-")
+	c.Kubectl(t, "", "wait", "--for=condition=Established", "--timeout=30s", "crd/egressnatpolicies.networking.gke.io")
+	eventually(t, "a policy that the definition takes and the agents do not is refused", func() error {
+		_, err := c.TryKubectl(t.Context(), "apiVersion: networking.gke.io/v1\nkind: EgressNATPolicy\nmetadata: {name: default}\nspec: {action: NoSNAT, destinations: [{cidr: 'fd00::/8'}]}", "apply", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), `admission webhook "egressnatpolicies.ip-masq-agent.sordino.dev" denied the request`) || !strings.Contains(err.Error(), "EgressNATPolicy default, spec.destinations[0].cidr: ipv6 is not enabled") {
+			return fmt.Errorf("%v", err)
+		}
+		return nil
+	})
 	// Applying the manifests anew takes nothing away.
 	c.Kubectl(t, string(rbac), "apply", "-f", "-")
 	c.Kubectl(t, webhookManifest(t, address), "apply", "-f", "-")
