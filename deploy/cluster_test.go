@@ -34,12 +34,6 @@ func TestCluster(t *testing.T) {
 	t.Run("over upstream", func(t *testing.T) { testOverUpstream(t, c) })
 	t.Run("rights", func(t *testing.T) { testRights(t, c) })
 	t.Run("the same objects", func(t *testing.T) { testSameObjects(t, c) })
-	t.Run("optional bases", func(t *testing.T) {
-		apply(t, c, "webhook")
-		apply(t, c, "egressnat")
-		c.Kubectl(t, "", "wait", "--for=condition=Established", "--timeout=30s", "crd/egressnatpolicies.networking.gke.io")
-		c.Kubectl(t, "", "apply", "--validate=strict", "-f", "egressnat/default.yaml")
-	})
 	t.Run("cleanup", func(t *testing.T) { testCleanup(t, c) })
 	t.Run("other bases", func(t *testing.T) { testOtherBases(t, c) })
 	t.Run("target cluster", func(t *testing.T) { testTargetCluster(t, c) })

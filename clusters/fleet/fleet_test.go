@@ -120,8 +120,16 @@ func TestRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Kubectl(t, string(text), "apply", "-f", "-")
-		c.Kubectl(t, "", "wait", "--for=condition=Established", "--timeout=30s", "crd/egressnatpolicies.networking.gke.io")
+		// A kind is known a moment after its definition.
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+			_, err := c.TryKubectl(t.Context(), string(text), "apply", "-f", "-")
+			if err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
 	}
 	f = read()
 	if len(f.Sources) != 2 || f.Sources[1].Name != "1 EgressNATPolicies" || f.Behind != nodes {

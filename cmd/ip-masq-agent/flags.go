@@ -74,7 +74,7 @@ func newFlags() *flags {
 	f.set.SetOutput(io.Discard)
 	s := f.set
 	s.StringVar(&f.config, "config", "/etc/config/ip-masq-agent", "config `file`, or a folder whose ip-masq* files are merged")
-	s.StringVar(&f.configSource, "config-source", sourceFile, "where the configuration comes from: file, or kube (the Kubernetes API; the file is the fallback until it answers)")
+	s.StringVar(&f.configSource, "config-source", sourceFile, "where the configuration comes from: file, or through the Kubernetes API kube (a ConfigMap) or egress-nat-policy (EgressNATPolicies); the file is then the fallback until the API answers")
 	s.StringVar(&f.nodeName, "node-name", "", "kube: this node's `name` in the cluster; without it the variable NODE_NAME")
 	s.StringVar(&f.readyFile, "ready-file", "", "`file` that is written when the rules are in the kernel for the first time; empty for none")
 	s.StringVar(&f.nodes, "node-cidrs", "", "the cluster's node `ranges`, separated by commas; always exempt")
@@ -230,7 +230,7 @@ func (f *flags) resolve() error {
 			errs = append(errs, fmt.Errorf("--%s %q: write one of: %s", name, value, strings.TrimSpace(strings.Join(allowed, " "))))
 		}
 	}
-	oneOf("config-source", f.configSource, sourceFile, sourceKube)
+	oneOf("config-source", f.configSource, sourceFile, sourceKube, sourceEgressNAT)
 	oneOf("backend", f.backend, "auto", "nftables", "iptables")
 	oneOf("compat", f.compat, "", "upstream")
 	oneOf("output", f.output, "text", "json")

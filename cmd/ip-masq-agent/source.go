@@ -14,12 +14,14 @@ import (
 	"sordino/masq/agent"
 	"sordino/masq/configfile"
 	"sordino/masq/kube"
+	"sordino/masq/kube/egressnat"
 )
 
 // The values of --config-source.
 const (
-	sourceFile = "file"
-	sourceKube = "kube"
+	sourceFile      = "file"
+	sourceKube      = "kube"
+	sourceEgressNAT = "egress-nat-policy"
 )
 
 // opened is a source and what goes with it.
@@ -40,11 +42,14 @@ func openSource(f *flags, log *slog.Logger) (opened, error) {
 	if err != nil {
 		return opened{}, err
 	}
-	namespace, name, err := namespacedName("config-map", f.configMap)
-	if err != nil {
-		return opened{}, err
+	var content kube.Content = egressnat.New(client, f.settings(), log)
+	if f.configSource == sourceKube {
+		namespace, name, err := namespacedName("config-map", f.configMap)
+		if err != nil {
+			return opened{}, err
+		}
+		content = kube.NewConfigMap(client, namespace, name, f.settings(), log)
 	}
-	content := kube.NewConfigMap(client, namespace, name, f.settings(), log)
 	reporter := kube.NewReporter(client, node, version, log)
 	source := kube.NewSource(kube.Options{Client: client, Node: node, Fallback: file, Log: log, NodeSeen: reporter.NodeSeen}, content)
 	return opened{

@@ -57,25 +57,28 @@ func TestPolicies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Three agents, in a cluster that does not know the kind yet.
-	ctx, stop := context.WithCancel(t.Context())
-	var running sync.WaitGroup
 	var agents []*Policies
-	start := func() {
-		client := kubeapi.New(config, "ip-masq-agent/test", slog.New(slog.DiscardHandler))
-		p := New(client, configfile.Settings{}, slog.New(slog.DiscardHandler))
-		agents = append(agents, p)
-		running.Go(func() {
-			defer client.Close()
-			p.Follow(ctx, func() {})
-		})
+	follow := func(n int) (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		agents = nil
+		for range n {
+			client := kubeapi.New(config, "ip-masq-agent/test", slog.New(slog.DiscardHandler))
+			p := New(client, configfile.Settings{}, slog.New(slog.DiscardHandler))
+			agents = append(agents, p)
+			running.Go(func() {
+				defer client.Close()
+				p.Follow(ctx, func() {})
+			})
+		}
+		return func() {
+			cancel()
+			running.Wait()
+		}
 	}
-	defer func() {
-		stop()
-		running.Wait()
-	}()
+	// A cluster that does not know the kind yet.
 	c.Kubectl(t, shipped(t, "rbac.yaml"), "apply", "-f", "-")
-	start()
+	stop := follow(1)
 	loads := func(what string, check func(agent.Loaded, error) bool) {
 		t.Helper()
 		eventually(t, what, func() error {
@@ -91,19 +94,17 @@ func TestPolicies(t *testing.T) {
 		return errors.As(err, new(*agent.Unavailable)) && strings.Contains(err.Error(), "apply deploy/egressnat")
 	})
 	stop()
-	running.Wait()
 
 	c.Kubectl(t, shipped(t, "crd.yaml"), "apply", "-f", "-")
 	c.Kubectl(t, "", "wait", "--for=condition=Established", "--timeout=30s", "crd/egressnatpolicies.networking.gke.io")
-	ctx, stop = context.WithCancel(t.Context())
-	agents = nil
-	for range 3 {
-		start()
-	}
+	defer follow(3)()
 	loads("no policy means the defaults", func(l agent.Loaded, err error) bool {
 		return err == nil && len(l.Config.NonMasquerade) == 3 && !l.Config.NonMasqueradeGiven
 	})
-	c.Kubectl(t, policyYAML("gke-1", "192.168.0.0/16"), "apply", "-f", "-")
+	eventually(t, "the kind is known", func() error {
+		_, err := c.TryKubectl(t.Context(), policyYAML("gke-1", "192.168.0.0/16"), "apply", "-f", "-")
+		return err
+	})
 	c.Kubectl(t, shipped(t, "default.yaml"), "apply", "-f", "-")
 	loads("two policies", func(l agent.Loaded, err error) bool {
 		return err == nil && len(l.Config.NonMasquerade) == 4 && l.Config.NonMasqueradeGiven && l.From == "2 EgressNATPolicies"
