@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 
@@ -61,7 +62,7 @@ func runAgent(ctx context.Context, inv *invocation) (err error) {
 		Predecessors:   others,
 		Node:           here,
 		StateDir:       f.stateDir,
-		Arguments:      inv.arguments,
+		Arguments:      slices.Concat(inv.arguments, from.arguments),
 		ResyncInterval: f.resyncInterval,
 		Log:            inv.log,
 	})

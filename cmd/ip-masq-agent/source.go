@@ -29,6 +29,8 @@ type opened struct {
 	source    agent.Source
 	observers []agent.Observer
 	remote    func() agent.Remote
+	// arguments say what the environment said, for commands that run elsewhere.
+	arguments []string
 	// beside runs while the agent does.
 	beside []func(context.Context)
 }
@@ -64,7 +66,8 @@ func openSource(f *flags, log *slog.Logger) (opened, error) {
 			}
 			return r
 		},
-		beside: []func(context.Context){reporter.Run},
+		arguments: []string{"--node-name=" + node},
+		beside:    []func(context.Context){reporter.Run},
 	}, nil
 }
 

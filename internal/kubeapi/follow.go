@@ -24,7 +24,7 @@ const (
 	// Attempts after a failure start at firstRetry and double up to lastRetry,
 	// or to refusedRetry where only a person can mend it.
 	firstRetry   = 250 * time.Millisecond
-	lastRetry    = 30 * time.Second
+	lastRetry    = 15 * time.Second
 	refusedRetry = 2 * time.Minute
 )
 

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sordino/internal/kubetest"
+	"sordino/internal/netns"
+	"sordino/internal/netnstest"
+	"sordino/masq"
+)
+
+// buffer is a log that is read while it is written.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// background runs the program until the returned function is called, which
+// gives the exit status.
+func background(t *testing.T, ns *netns.NS, args ...string) (log *buffer, stop func() int) {
+	t.Helper()
+	log = &buffer{}
+	ctx, cancel := context.WithCancel(t.Context())
+	code := make(chan int, 1)
+	go func() {
+		_ = ns.Do(func() error {
+			code <- run(ctx, args, strings.NewReader(""), log, log)
+			return nil
+		})
+	}()
+	stop = sync.OnceValue(func() int { cancel(); return <-code })
+	t.Cleanup(func() {
+		stop()
+		if t.Failed() {
+			t.Logf("%s:\n%s", args[0], log)
+		}
+	})
+	return log, stop
+}
+
+// The agent with its configuration in a cluster, from its start to its end,
+// with the permissions that are shipped.
+func TestKubeSource(t *testing.T) {
+	n := nodeOf(t)
+	k := kubetest.Start(t, kubetest.Options{})
+	k.Kubectl(t, "", "apply", "-f", "../../deploy/agent/rbac.yaml")
+	k.Kubectl(t, `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1"},"spec":{"podCIDR":"192.168.1.0/24","podCIDRs":["192.168.1.0/24"]}}`, "create", "-f", "-")
+	kubeconfig, err := k.KubeconfigFor("system:serviceaccount:kube-system:ip-masq-agent", "system:serviceaccounts", "system:authenticated")
+	if err != nil {
+		t.Fatal(err)
+	}
+	configMap := func(text string) {
+		t.Helper()
+		k.Kubectl(t, fmt.Sprintf(`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"ip-masq-agent","namespace":"kube-system"},"data":{"config":%q}}`, text), "apply", "-f", "-")
+	}
+	condition := func() string {
+		return k.Kubectl(t, "", "get", "node", "n1", "-o", `jsonpath={range .status.conditions[?(@.type=="IPMasqueradeReady")]}{.status} {.reason} {.message}{end}`)
+	}
+	until := func(what string, within time.Duration, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within %v: %s", within, what)
+			}
+		}
+	}
+	held := func() (h masq.Held) {
+		t.Helper()
+		inv := &invocation{stderr: os.Stderr}
+		if err := inv.parse("plan", []string{"--state-dir="}); err != nil {
+			t.Fatal(err)
+		}
+		netnstest.Do(t, n.Node, func() error {
+			b, err := openBackend(t.Context(), inv.flags, nil, inv.log)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			h, err = b.Held(t.Context())
+			return err
+		})
+		return h
+	}
+
+	state, ready := t.TempDir(), filepath.Join(t.TempDir(), "new", "ready")
+	_, gateEnd := background(t, n.Node, "gate", "--ready-file="+ready)
+	impatient, impatientEnd := background(t, n.Node, "gate", "--ready-file="+ready+"-never")
+	until("the gate says what it waits for", 10*time.Second, func() bool { return strings.Contains(impatient.String(), "waiting for "+ready) })
+	if impatientEnd() != 1 || !strings.Contains(impatient.String(), "ended while waiting") {
+		t.Errorf("a gate that is stopped: %s", impatient)
+	}
+	agentArgs := []string{"run", "--state-dir=" + state, "--config=" + filepath.Join(state, "none"), "--http-address=127.0.0.1:19927", "--config-source=kube", "--kubeconfig=" + kubeconfig, "--ready-file=" + ready}
+	t.Setenv("NODE_NAME", "n1")
+	_, stop := background(t, n.Node, agentArgs...)
+	until("the ready file", 20*time.Second, func() bool { _, err := os.Stat(ready); return err == nil })
+	until("the condition", 20*time.Second, func() bool { return strings.HasPrefix(condition(), "True RulesInPlace ") })
+	if code := gateEnd(); code != 0 {
+		t.Errorf("the gate ended with %d", code)
+	}
+	generation := held().Generation
+
+	configMap("nonMasqueradeCIDRs:\n- 198.51.100.0/24\n")
+	began := time.Now()
+	until("the ConfigMap in the kernel", time.Second, func() bool { return held().Generation > generation })
+	t.Logf("a ConfigMap was in the kernel %v after kubectl ended", time.Since(began))
+
+	// The other commands answer for this agent, without the file.
+	os.Unsetenv("NODE_NAME")
+	ask := func(command string, args ...string) result {
+		t.Helper()
+		return call(t, n.Node, "", append([]string{command, "--state-dir=" + state}, args...)...)
+	}
+	const from = "ConfigMap kube-system/ip-masq-agent"
+	until("the state is saved", 5*time.Second, func() bool {
+		return strings.Contains(ask("explain", "--src=192.168.1.2", "--dst=198.51.100.7").stdout, "exempt")
+	})
+	ask("explain", "--src=192.168.1.2", "--dst=198.51.100.7").expect(t, 0, []string{"verdict:  exempt: ", "decided:  198.51.100.0/24, from " + from + ", config:2:3", "config:   " + from + ", saved "}, nil)
+	ask("explain", "--src=192.168.1.2", "--dst=192.168.1.3").expect(t, 0, []string{"exempt: ", "(from Node n1, spec.podCIDRs)"}, nil)
+	ask("explain", "--src=192.168.1.2", "--dst=10.96.0.1").expect(t, 0, []string{"exempt: ", "(from ServiceCIDR kubernetes, spec.cidrs)"}, nil)
+	// Pods with addresses that the Node does not know of are masqueraded too.
+	ask("explain", "--src=172.20.0.2", "--dst=203.0.113.10").expect(t, 0, []string{"verdict:  masquerade: "}, nil)
+	ask("plan").expect(t, 0, []string{"no changes: ", "are not known, but for those of this node: 192.168.1.0/24 (from Node n1, spec.podCIDRs), so every source"}, nil)
+	ask("plan", "--config="+write(t, "nonMasqueradeCIDRs: [198.51.100.0/24, 1.0.0.0/8]\n")).expect(t, 2, []string{"1.0.0.0"}, nil)
+	ask("plan", "--config="+write(t, "nonMasqueradeCIDRs: [198.51.100.0/24]\n")).expect(t, 0, []string{"no changes: "}, nil)
+	ask("status").expect(t, 0, []string{"ready, ", "config:   " + from, "API:      " + k.Server()}, nil)
+
+	generation = held().Generation
+	configMap("nonMasqueradeCIDRs:\n- 10.0.0.0/08\n")
+	until("the rejection on the Node", 10*time.Second, func() bool { return strings.HasPrefix(condition(), "False ConfigRejected "+from+", config:2:3: ") })
+	if held().Generation != generation {
+		t.Error("a rejected configuration changed the rules")
+	}
+	ask("explain", "--src=192.168.1.2", "--dst=198.51.100.7").expect(t, 0, []string{"exempt: "}, nil)
+	if code := stop(); code != 0 {
+		t.Errorf("the agent ended with %d", code)
+	}
+
+	// Started without an API server: what was in force stays.
+	k.StopAPI()
+	t.Setenv("NODE_NAME", "n1")
+	log, stop := background(t, n.Node, agentArgs...)
+	until("the last good configuration", 20*time.Second, func() bool {
+		return strings.Contains(log.String(), "starting with the last good one from the state folder")
+	})
+	until("ready", 10*time.Second, func() bool { return ask("status").code == 0 })
+	if held().Generation != generation {
+		t.Error("a start without an API server changed the rules")
+	}
+	if err := k.StartAPI(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	configMap("nonMasqueradeCIDRs:\n- 198.51.100.0/25\n")
+	until("a change after the outage", 40*time.Second, func() bool { return held().Generation > generation })
+	until("the condition after the outage", 40*time.Second, func() bool { return strings.HasPrefix(condition(), "True RulesInPlace ") })
+	stop()
+
+	os.Unsetenv("NODE_NAME")
+	ask("cleanup", "--dry-run").expect(t, 0, []string{"would remove ", "the condition IPMasqueradeReady and our annotations of the Node n1"}, nil)
+	if condition() == "" || held().Hash == "" {
+		t.Error("a dry run changed something")
+	}
+	ask("cleanup").expect(t, 0, []string{"removed the condition IPMasqueradeReady"}, nil)
+	if _, err := os.Stat(ready); condition() != "" || held().Hash != "" || err == nil {
+		t.Errorf("after the clean-up: condition %q, kernel %+v, ready file %v", condition(), held(), err)
+	}
+	if left := k.Kubectl(t, "", "get", "node", "n1", "-o", "jsonpath={.metadata.annotations}"); strings.Contains(left, "sordino.dev") {
+		t.Errorf("left on the Node: %s", left)
+	}
+}
