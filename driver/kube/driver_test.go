@@ -188,9 +188,10 @@ func TestDriftIsRepairedAndTold(t *testing.T) {
 		told string // by a step
 	}{
 		{"another image", []string{"set", "image", "-n", "kube-system", "daemonset/ip-masq-agent", "ip-masq-agent=else:1"}, "kubectl-set has set .spec.template.spec.containers[name=\"ip-masq-agent\"].image"},
-		{"a node selector", []string{"patch", "daemonset", "-n", "kube-system", "ip-masq-agent", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}`}, ".spec.template.spec.nodeSelector.no"},
+		{"a node selector", []string{"patch", "daemonset", "-n", "kube-system", "ip-masq-agent", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"no":"where"}}}}}`}, "kubectl-patch has set .spec.template.spec.nodeSelector"},
 		{"another configuration", []string{"patch", "configmap", "-n", "kube-system", "ip-masq-agent", "-p", `{"data":{"config":"nonMasqueradeCIDRs: []"}}`}, "kubectl-patch has set .data.config"},
 		{"fewer rights", []string{"patch", "clusterrole", "ip-masq-agent", "--type=json", "-p", `[{"op":"remove","path":"/rules/0"}]`}, "kubectl-patch has set .rules"},
+		{"the processes of the node", []string{"patch", "daemonset", "-n", "kube-system", "ip-masq-agent", "-p", `{"spec":{"template":{"spec":{"hostPID":true}}}}`}, ".spec.template.spec.hostPID"},
 		{"no workers", []string{"delete", "daemonset", "-n", "sordino", "airflow-worker"}, ""},
 		{"no account", []string{"delete", "serviceaccount", "-n", "kube-system", "ip-masq-agent"}, ""},
 		{"a Pod deleted", []string{"delete", "pods", "-n", "sordino", "-l", "app=airflow-worker", "--wait=false"}, ""},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -91,7 +90,7 @@ func (d *Driver) watchEnvironment(ctx context.Context, declared *clusters.Cluste
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	for _, s := range d.watchedOf(uuid) {
+	for _, s := range d.watchedOf() {
 		seen := map[string]string{}
 		running.Go(func() {
 			d.listen(ctx, declared, s, func(o *unstructured.Unstructured, gone bool) {
@@ -126,18 +125,16 @@ func (d *Driver) watchEnvironment(ctx context.Context, declared *clusters.Cluste
 	}
 }
 
-// watchedOf is everything that an environment has on its cluster, and the nodes.
-func (d *Driver) watchedOf(uuid string) []selection {
+// watchedOf is everything that an environment has on its cluster, each by its
+// name, as the server's rights are; and the nodes.
+func (d *Driver) watchedOf() []selection {
 	objects, err := deploy.Objects(deploy.AgentBase, deploy.Options{})
 	if err != nil {
 		d.Log.Error("the agent's manifests cannot be read", "error", err) // a test reads them
 	}
 	out := []selection{{resource: nodes}}
 	for _, o := range append(objects, configMap(), daemonSetOf(workerSet)) {
-		s := selection{resource: resourceOf(o), labels: clusters.EnvironmentLabel + "=" + uuid}
-		if !slices.Contains(out, s) {
-			out = append(out, s)
-		}
+		out = append(out, selection{resource: resourceOf(o), namespace: o.GetNamespace(), field: "metadata.name=" + o.GetName()})
 	}
 	return out
 }
