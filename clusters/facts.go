@@ -23,7 +23,7 @@ import (
 type Facts struct {
 	// Version is the API server's, for example "v1.37.2".
 	Version string
-	// Nodes are in the order of their names.
+	// Nodes are in the order of their names; only Linux nodes count.
 	Nodes []Node
 	// ServiceRanges are those of the ServiceCIDR objects; of the declaration
 	// where the cluster has none.
@@ -163,7 +163,8 @@ func readVersion(ctx context.Context, config *rest.Config) (string, error) {
 // nodeObject is what is read of a Node.
 type nodeObject struct {
 	Metadata struct {
-		Name string `json:"name"`
+		Name   string            `json:"name"`
+		Labels map[string]string `json:"labels"`
 	} `json:"metadata"`
 	Spec struct {
 		PodCIDRs []string `json:"podCIDRs"`
@@ -187,6 +188,9 @@ func readNodes(ctx context.Context, client dynamic.Interface) ([]Node, error) {
 		var n nodeObject
 		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object, &n); err != nil {
 			return err
+		}
+		if os := n.Metadata.Labels["kubernetes.io/os"]; os != "" && os != "linux" {
+			return nil // neither agent nor worker runs there
 		}
 		node := Node{Name: n.Metadata.Name}
 		for _, a := range n.Status.Addresses {

@@ -27,6 +27,10 @@ import (
 const twoNodes = `
 apiVersion: v1
 kind: Node
+metadata: {name: n0, labels: {kubernetes.io/os: windows}}
+---
+apiVersion: v1
+kind: Node
 metadata: {name: n1}
 spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 ---

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -85,4 +87,80 @@ func TestProbeServeAndWorker(t *testing.T) {
 			t.Errorf("%v ends with %d: %s", args, status, said)
 		}
 	}
+}
+
+// The server with --clusters on a real API server, without nodes that work:
+// what is asked over REST, and which data folders it takes.
+func TestServeOnClusters(t *testing.T) {
+	k := kubetest.Start(t, kubetest.Options{})
+	k.Kubectl(t, `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1"},"spec":{"podCIDR":"10.88.1.0/24","podCIDRs":["10.88.1.0/24"]}}`, "create", "-f", "-")
+	k.Kubectl(t, "", "patch", "node", "n1", "--subresource=status", "--type=merge", "-p", `{"status":{"addresses":[{"type":"InternalIP","address":"10.89.0.11"}]}}`)
+	file := filepath.Join(t.TempDir(), "clusters.yaml")
+	text := fmt.Sprintf("clusters:\n- {name: cluster-1, location: us-central1, kubeconfig: %s, context: %s, nodeRange: 10.89.0.0/24, podRange: 10.88.0.0/16}\n",
+		k.Kubeconfig(), strings.TrimSpace(k.Kubectl(t, "", "config", "current-context")))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	onClusters := func(o *serveOptions) { o.agentBinary, o.clusters, o.changeWithin = "", file, 3*time.Second }
+	s := serveHere(t, onClusters)
+	s.point(t)
+	const environments = "/v1/projects/p/locations/us-central1/environments"
+	body := func(id, rest string) string {
+		return fmt.Sprintf(`{"name":"projects/p/locations/us-central1/environments/%s","config":{%s"nodeConfig":{"ipAllocationPolicy":{"useIpAliases":true},"enableIpMasqAgent":true}}}`, id, rest)
+	}
+	want := func(what string, status int, got int, answer string, parts ...string) {
+		t.Helper()
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, []byte(answer)); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		answer = compact.String()
+		if got != status {
+			t.Errorf("%s: status %d: %s", what, got, answer)
+		}
+		for _, part := range parts {
+			if !strings.Contains(answer, part) {
+				t.Errorf("%s lacks %s: %s", what, part, answer)
+			}
+		}
+	}
+	status, answer, _ := s.ask(t, "POST", environments+"?validateOnly=true", s.token, body("e1", ""))
+	want("the plan", 200, status, answer, `"cluster":"cluster-1"`, `"nodeAddresses":["10.89.0.11"]`, `"cidrBlock":"10.88.0.0/16","chosenBy":"cluster"`)
+	status, answer, _ = s.ask(t, "POST", environments, s.token, body("e1", `"nodeCount":4,`))
+	want("four nodes", 400, status, answer, `"CLUSTER_MISMATCH"`, "4 nodes are asked for, and cluster 'cluster-1' has 1.", `"INVALID_ARGUMENT"`)
+	status, answer, _ = s.ask(t, "POST", environments, s.token, body("e1", ""))
+	want("the first", 200, status, answer, `"operationType":"CREATE"`)
+	status, answer, _ = s.ask(t, "POST", environments, s.token, body("e2", ""))
+	want("the second", 400, status, answer, `"NO_FREE_CLUSTER"`, `"FAILED_PRECONDITION"`, "cluster-1: it is held by environment 'projects/p/locations/us-central1/environments/e1', in state CREATING")
+	status, answer, _ = s.ask(t, "GET", environments+"/e1", s.token, "")
+	want("the environment", 200, status, answer, `"gkeCluster":"projects/p/locations/us-central1/clusters/cluster-1"`, `"nodeCount":1`)
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	// The same folder again, and not for clusters of this machine.
+	first, err := os.ReadFile(filepath.Join(s.data, serverIDName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := serveHere(t, func(o *serveOptions) { onClusters(o); o.data = s.data })
+	if err := again.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if second, err := os.ReadFile(filepath.Join(s.data, serverIDName)); err != nil || string(second) != string(first) {
+		t.Errorf("the server's identity is %s, and was %s: %v", second, first, err)
+	}
+	refused := func(want string, change func(*serveOptions)) {
+		t.Helper()
+		o := serveOptions{logFormat: "text", workers: 4}
+		o.data, o.listen = s.data, "127.0.0.1:0"
+		change(&o)
+		if _, err := newServer(t.Context(), o, &log{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	refused("the data folder has 1 environments on existing clusters (cluster-1): give their file with --clusters", func(o *serveOptions) { o.agentBinary = filepath.Join(programs, "ip-masq-agent") })
+	refused("--agent-binary is for clusters on this machine", func(o *serveOptions) { onClusters(o); o.agentBinary = "x" })
+	refused("--agent-image and --sordino-image are for existing clusters", func(o *serveOptions) { o.agentImage = "x" })
+	refused("opening the clusters file", func(o *serveOptions) { o.clusters = file + ".missing" })
 }

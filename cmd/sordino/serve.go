@@ -21,7 +21,6 @@ import (
 
 	"sordino/access"
 	"sordino/agentconfig"
-	labdriver "sordino/driver/lab"
 	"sordino/environment"
 	"sordino/environment/image"
 	"sordino/internal/loopback"
@@ -40,6 +39,8 @@ type serveOptions struct {
 	hosts                     []string
 	plaintext                 bool
 	agentBinary               string
+	clusters                  string
+	agentImage, sordinoImage  string
 	logFormat                 string
 	verbose                   bool
 	workers                   int
@@ -57,9 +58,12 @@ under any prefix, and gRPC, on one port), and makes its environments on this
 machine: nodes, worker Pods and services from network namespaces, with the real
 ip-masq-agent on every node. Works as root and as an ordinary user.
 
+With --clusters it places its environments on existing Kubernetes clusters
+instead, one on each, and serves the locations of that file.
+
 What was accepted survives any end of this program. Environments stay up when
-it ends, and the next start takes them over; "sordino lab down" takes them down,
-and the next start builds them again.
+it ends, and the next start takes them over; "sordino lab down" takes those of
+this machine down, and the next start builds them again.
 
   sordino serve &
   eval "$(sordino env gcloud)"
@@ -84,6 +88,9 @@ and the next start builds them again.
 	f.StringSliceVar(&o.hosts, "host", nil, "a name that the server is called by, besides localhost and --listen")
 	f.BoolVar(&o.plaintext, "plaintext-tokens-on-the-network", false, "listen elsewhere than on loopback without TLS: everybody on the way can read the tokens")
 	f.StringVar(&o.agentBinary, "agent-binary", "", "the ip-masq-agent program (default: beside this one)")
+	f.StringVar(&o.clusters, "clusters", "", "the file of existing clusters to place environments on, instead of making them on this machine; \"sordino clusters check\" tries it")
+	f.StringVar(&o.agentImage, "agent-image", "", "with --clusters: the agent's image (default: localhost/ip-masq-agent of this version)")
+	f.StringVar(&o.sordinoImage, "sordino-image", "", "with --clusters: the image of worker Pods (default: localhost/sordino of this version)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "say what is done step by step")
 	f.IntVar(&o.workers, "workers", 4, "how many environments are worked on at once")
@@ -114,15 +121,15 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 	if err != nil {
 		return nil, err
 	}
-	binary, err := agentBinary(o.agentBinary)
-	if err != nil {
-		return nil, err
-	}
 	declared := networks.Default()
 	if o.networks != "" {
 		if declared, err = networks.Load(o.networks); err != nil {
 			return nil, err
 		}
+	}
+	driver, existing, err := o.driver(dir, s.log)
+	if err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -130,6 +137,9 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 		}
 	}()
 	if s.store, err = store.Open(dir); err != nil {
+		return nil, err
+	}
+	if err := checkPlaces(ctx, s.store, existing, s.log); err != nil {
 		return nil, err
 	}
 	if s.audit, err = access.OpenAudit(filepath.Join(dir, "audit.log"), s.log); err != nil {
@@ -144,12 +154,20 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 	if err != nil {
 		return nil, err
 	}
-	driver := labdriver.New(labdriver.Options{Dir: dir, AgentBinary: binary, Now: time.Now, Log: s.log})
-	s.reconciler = reconcile.New(reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers, ChangeWithin: o.changeWithin})
-	environments := environment.NewService(environment.Options{
+	work := reconcile.Options{Store: s.store, Driver: driver, Log: s.log, Workers: o.workers, ChangeWithin: o.changeWithin}
+	service := environment.Options{
 		Store: s.store, Networks: declared, Images: image.Default(), CheckAgentConfig: agentconfig.Check,
-		Wake: s.reconciler.Wake, Now: time.Now, NewID: uuid.NewString,
-	})
+		Now: time.Now, NewID: uuid.NewString,
+	}
+	if existing != nil {
+		service.Clusters, service.Networks = existing, declared.OnClusters()
+		if work.ChangeWithin == 0 {
+			work.ChangeWithin = changeOnClusters
+		}
+	}
+	s.reconciler = reconcile.New(work)
+	service.Wake = s.reconciler.Wake
+	environments := environment.NewService(service)
 	s.wire, err = wire.New(wire.Options{
 		Environments: environments,
 		Agents:       &wire.Agents{Environments: environments, Clusters: driver, Effective: agentconfig.Effective},
@@ -192,6 +210,10 @@ func alive(next http.Handler) http.Handler {
 	})
 }
 
+// changeOnClusters is how long a create or an update may take on an existing
+// cluster, where nodes may have to pull images first.
+const changeOnClusters = 5 * time.Minute
+
 // maxRequests is how many requests are served at once; more wait for a second.
 const maxRequests = 256
 
@@ -201,6 +223,10 @@ func (o *serveOptions) check() error {
 		return errors.New("TLS takes both --tls-cert and --tls-key")
 	case o.certFile == "" && !loopback.Only(o.listen) && !o.plaintext:
 		return fmt.Errorf("--listen %s can be reached from other machines: give --tls-cert and --tls-key, or say --plaintext-tokens-on-the-network", o.listen)
+	case o.clusters != "" && o.agentBinary != "":
+		return errors.New("--agent-binary is for clusters on this machine, and --clusters for existing ones: give --agent-image instead")
+	case o.clusters == "" && (o.agentImage != "" || o.sordinoImage != ""):
+		return errors.New("--agent-image and --sordino-image are for existing clusters: name them with --clusters")
 	case o.workers < 1:
 		return fmt.Errorf("--workers %d: write at least 1", o.workers)
 	}
