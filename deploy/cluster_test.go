@@ -68,10 +68,10 @@ spec:
             drop: [ALL]
             add: [NET_ADMIN, NET_RAW]
         volumeMounts:
-        - name: config-volume
+        - name: config
           mountPath: /etc/config
       volumes:
-      - name: config-volume
+      - name: config
         configMap:
           name: ip-masq-agent
           optional: true
@@ -82,7 +82,7 @@ spec:
 
 // testOverUpstream applies the base over upstream's DaemonSet and ConfigMap.
 func testOverUpstream(t *testing.T, c *kubetest.Cluster) {
-	c.Kubectl(t, upstream, "apply", "-f", "-")
+	c.Kubectl(t, upstream, "create", "-f", "-") // as a tool does that leaves no trace of what it set
 	c.Kubectl(t, "", "create", "configmap", "ip-masq-agent", "--namespace=kube-system", "--from-literal=config=nonMasqueradeCIDRs: [10.0.0.0/8]")
 	before := c.Kubectl(t, "", "get", "--namespace=kube-system", "daemonset/ip-masq-agent", "configmap/ip-masq-agent", "-o", "jsonpath={.items[*].metadata.uid}")
 	apply(t, c, "agent")

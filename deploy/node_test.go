@@ -41,6 +41,7 @@ func TestNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("memory: %s", regexp.MustCompile(`(?m)^Vm(HWM|RSS):.*$`).FindAll(status, -1))
 	const netAdmin = "0000000000001000"
 	for field, want := range map[string]string{
 		"CapEff": netAdmin, "CapPrm": netAdmin, "CapBnd": netAdmin, "CapInh": "0000000000000000", "CapAmb": "0000000000000000",
