@@ -17,19 +17,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
-)
 
-// What the agents write on their Nodes.
-const (
-	conditionType        = "IPMasqueradeReady"
-	generationAnnotation = "sordino.dev/masq-generation"
-	hashAnnotation       = "sordino.dev/masq-hash"
-	configAnnotation     = "sordino.dev/masq-config"
-	versionAnnotation    = "sordino.dev/masq-version"
-	// noConfig is the digest of no configuration.
-	noConfig = "none"
-	// rejected is the condition's reason while the configuration is rejected.
-	rejected = "ConfigRejected"
+	"sordino/masq/kube"
 )
 
 // silentAfter is three heartbeats.
@@ -135,16 +124,16 @@ func judge(objects []object, agents map[string]bool, sources []Source, now time.
 
 func (o object) judge(agents map[string]bool, sources []Source, now time.Time) Node {
 	a := o.Metadata.Annotations
-	n := Node{Name: o.Metadata.Name, Generation: a[generationAnnotation], Hash: a[hashAnnotation], Config: a[configAnnotation], Version: a[versionAnnotation]}
+	n := Node{Name: o.Metadata.Name, Generation: a[kube.AnnotationGeneration], Hash: a[kube.AnnotationHash], Config: a[kube.AnnotationConfig], Version: a[kube.AnnotationVersion]}
 	for _, address := range o.Status.Addresses {
 		if address.Type == "InternalIP" && n.Address == "" {
 			n.Address = address.Address
 		}
 	}
 	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Digest == n.Config })
-	n.State, n.Reason = Silent, "there is no condition "+conditionType+" on the Node"
+	n.State, n.Reason = Silent, "there is no condition "+kube.ConditionType+" on the Node"
 	for _, c := range o.Status.Conditions {
-		if c.Type != conditionType {
+		if c.Type != kube.ConditionType {
 			continue
 		}
 		age := now.Sub(c.LastHeartbeatTime)
@@ -155,7 +144,7 @@ func (o object) judge(agents map[string]bool, sources []Source, now time.Time) N
 			n.Reason = "there is no agent's Pod on the node"
 		case c.Status == "True":
 			n.State, n.Reason = Ready, ""
-		case c.Reason == rejected:
+		case c.Reason == kube.ConfigRejected:
 			n.State, n.Reason = Rejected, c.Message
 		default:
 			n.State, n.Reason = Failed, c.Reason+": "+c.Message

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 
+	"sordino/masq/kube"
 	"sordino/masq/kube/egressnat"
 )
 
@@ -83,7 +84,7 @@ type pod struct {
 
 // sources are the ConfigMap, and the policies where the cluster knows them.
 func (r *Reader) sources(ctx context.Context) ([]Source, error) {
-	configMap := Source{fmt.Sprintf("ConfigMap %s/%s", r.namespace, r.name), noConfig}
+	configMap := Source{fmt.Sprintf("ConfigMap %s/%s", r.namespace, r.name), kube.NoConfig}
 	var held struct {
 		Data map[string]string `json:"data"`
 	}

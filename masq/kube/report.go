@@ -20,15 +20,21 @@ import (
 	"sordino/masq/agent"
 )
 
-// What stands on a Node.
+// What stands on a Node, for those who read it there.
 const (
 	ConditionType = "IPMasqueradeReady"
+	// ConfigRejected is the condition's reason while the last good configuration
+	// is in force instead of the present one.
+	ConfigRejected = "ConfigRejected"
 
-	annotationGeneration = "sordino.dev/masq-generation"
-	annotationHash       = "sordino.dev/masq-hash"
-	annotationConfig     = "sordino.dev/masq-config"
-	annotationFindings   = "sordino.dev/masq-findings"
-	annotationVersion    = "sordino.dev/masq-version"
+	AnnotationGeneration = "sordino.dev/masq-generation"
+	AnnotationHash       = "sordino.dev/masq-hash"
+	AnnotationConfig     = "sordino.dev/masq-config"
+	AnnotationFindings   = "sordino.dev/masq-findings"
+	AnnotationVersion    = "sordino.dev/masq-version"
+
+	// NoConfig is AnnotationConfig's value without a configuration.
+	NoConfig = "none"
 )
 
 // condition is a Node's condition.
@@ -244,18 +250,18 @@ func reportOf(s agent.Status, version string) report {
 	case s.PlanError != "":
 		c.Reason, c.Message = "PlanRejected", s.PlanError
 	case s.ConfigError != "":
-		c.Reason, c.Message = "ConfigRejected", s.ConfigError
+		c.Reason, c.Message = ConfigRejected, s.ConfigError
 	default:
 		c.Status, c.Reason = "True", "RulesInPlace"
 		c.Message = fmt.Sprintf("the kernel holds generation %d (%s), from %s", s.AppliedGeneration, s.AppliedHash, s.ConfigFrom)
 	}
 	c.Message = cut(c.Message, longestMessage)
 	annotations := map[string]any{
-		annotationGeneration: strconv.FormatUint(s.AppliedGeneration, 10),
-		annotationHash:       s.AppliedHash,
-		annotationConfig:     cmp.Or(s.ConfigDigest, "none"),
-		annotationVersion:    version,
-		annotationFindings:   nil,
+		AnnotationGeneration: strconv.FormatUint(s.AppliedGeneration, 10),
+		AnnotationHash:       s.AppliedHash,
+		AnnotationConfig:     cmp.Or(s.ConfigDigest, NoConfig),
+		AnnotationVersion:    version,
+		AnnotationFindings:   nil,
 	}
 	var findings []string
 	for _, f := range s.Findings {
@@ -269,7 +275,7 @@ func reportOf(s agent.Status, version string) report {
 	}
 	if len(findings) > 0 {
 		text, _ := json.Marshal(findings) // strings always can be
-		annotations[annotationFindings] = string(text)
+		annotations[AnnotationFindings] = string(text)
 	}
 	return report{annotations, c}
 }

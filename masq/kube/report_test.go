@@ -192,7 +192,7 @@ func TestReportIsBounded(t *testing.T) {
 		t.Errorf("the message has %d bytes", n)
 	}
 	var findings []string
-	if err := json.Unmarshal([]byte(r.Annotations[annotationFindings].(string)), &findings); err != nil || len(findings) != most+1 || !strings.HasPrefix(findings[most], "and 40 more") {
+	if err := json.Unmarshal([]byte(r.Annotations[AnnotationFindings].(string)), &findings); err != nil || len(findings) != most+1 || !strings.HasPrefix(findings[most], "and 40 more") {
 		t.Errorf("%d findings, %v", len(findings), err)
 	}
 }
