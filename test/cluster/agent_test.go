@@ -98,6 +98,7 @@ func TestUpgradeFromUpstream(t *testing.T) {
 	during(t, asNode)
 
 	c.Kubectl(t, "", "apply", "-k", "../../deploy/agent")
+	deployed.agents = true
 	rollout(t, "kube-system", "ip-masq-agent")
 	converged(t, masked)
 	during(t, asNode)
@@ -299,6 +300,7 @@ func removeAgents(t *testing.T) {
 	if c.Kubectl(t, "", "get", "daemonset", "-n", "kube-system", "ip-masq-agent", "--ignore-not-found") == "" {
 		return
 	}
+	deployed.agents = false
 	c.Kubectl(t, "", "delete", "-k", "../../deploy/agent", "--ignore-not-found", "--wait")
 	c.Kubectl(t, "", "wait", "--for=delete", "pod", "-n", "kube-system", "-l", "k8s-app=ip-masq-agent", "--timeout=60s")
 	c.Kubectl(t, "", "apply", "-k", "../../deploy/cleanup")

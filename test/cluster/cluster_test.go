@@ -107,13 +107,22 @@ func configMap(config string) string {
 	return fmt.Sprintf(`{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ip-masq-agent", "namespace": "kube-system"}, "data": {"config": %s}}`, text)
 }
 
+// deployed says whether the agents are there, and which clients.
+var deployed struct {
+	agents  bool
+	clients string
+}
+
 // agents sees to it that the agents run with a configuration and the clients
 // call, on every node.
 func agents(t *testing.T, config string) {
 	t.Helper()
 	c := cluster
 	c.Kubectl(t, configMap(config), "apply", "-f", "-")
-	c.Kubectl(t, "", "apply", "-k", "../../deploy/agent")
+	if !deployed.agents {
+		c.Kubectl(t, "", "apply", "-k", "../../deploy/agent")
+		deployed.agents = true
+	}
 	rollout(t, "kube-system", "ip-masq-agent")
 	converged(t, config)
 	clients(t, gated)
@@ -130,6 +139,10 @@ func rollout(t *testing.T, namespace, name string) {
 // until their node masquerades.
 func clients(t *testing.T, initContainers string) {
 	t.Helper()
+	if deployed.clients == initContainers {
+		rollout(t, "default", "client")
+		return
+	}
 	cluster.Kubectl(t, fmt.Sprintf(`
 apiVersion: apps/v1
 kind: DaemonSet
@@ -147,8 +160,8 @@ spec:
       containers:
       - {name: client, image: %q, imagePullPolicy: Never, args: [dial, "%s:7000", 20ms]}
 `, initContainers, kubetest.Image, kubetest.ServiceAddress), "apply", "-f", "-")
+	deployed.clients = initContainers
 	rollout(t, "default", "client")
-	cluster.Kubectl(t, "", "wait", "--for=condition=ready", "pod", "-l", "app=client", "--timeout=60s")
 }
 
 const (

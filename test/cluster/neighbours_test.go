@@ -117,7 +117,6 @@ func TestServices(t *testing.T) {
 	agents(t, masked)
 	c.Kubectl(t, servers, "apply", "-f", "-")
 	rollout(t, "default", "server")
-	c.Kubectl(t, "", "wait", "--for=condition=ready", "pod", "-l", "app=server", "--timeout=60s")
 	since := time.Now()
 	// asks wants the Pod that is asked to see one of these addresses.
 	asks := func(ns *netns.NS, what, to string, want ...netip.Addr) {
