@@ -99,6 +99,50 @@ func TestReturnsKeepTheFilesOrder(t *testing.T) {
 	}
 }
 
+// What a cluster has set aside for a node's Pods exempts, and limits nothing.
+func TestThisNodesPods(t *testing.T) {
+	aside := ranges("Node n1, spec.podCIDRs", "10.88.1.0/24")
+	config := given("1.2.3.0/24")
+	config.Cluster.ThisNodesPods = aside
+	for _, tc := range []struct {
+		name, route, pods string
+		src, dst          string
+		want              Action
+		finding           string // of PodsElsewhere, empty for none
+	}{
+		{"a Pod of the range", "10.88.1.7/32", "", "10.88.1.7", "203.0.113.10", Masquerade, ""},
+		{"between Pods of the range", "10.88.1.7/32", "", "10.88.1.7", "10.88.1.8", Exempt, ""},
+		{"a Pod with another address", "10.99.0.4/32", "", "10.99.0.4", "203.0.113.10", Masquerade, "this node routes to 10.99.0.4/32 dev veth1, outside of the Pod ranges that are set aside for it (Node n1, spec.podCIDRs:1:3)"},
+		{"given ranges decide", "10.88.1.7/32", "10.88.0.0/16", "10.99.0.4", "203.0.113.10", Untouched, ""},
+		{"given ranges without it", "10.99.0.4/32", "10.99.0.0/16", "10.88.1.7", "203.0.113.10", Untouched, "the Pod ranges that were given (from flag --pod-cidrs:1:3) do not hold 10.88.1.0/24 (from Node n1, spec.podCIDRs:1:3)"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			opts := Options{}
+			if tc.pods != "" {
+				opts.Cluster.Pod = ranges("flag --pod-cidrs", tc.pods)
+			}
+			facts := Facts{LocalRoutes: []LocalRoute{{netip.MustParsePrefix(tc.route), "veth1"}}}
+			v, err := Explain(config, opts, facts, Flow{Src: netip.MustParseAddr(tc.src), Dst: netip.MustParseAddr(tc.dst)})
+			if err != nil || v.Action != tc.want {
+				t.Errorf("%+v, %v", v, err)
+			}
+			_, findings, err := Plan(config, opts, facts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got string
+			for _, f := range findings {
+				if f.Code == PodsElsewhere {
+					got += f.Message
+				}
+			}
+			if tc.finding == "" && got != "" || !strings.Contains(got, tc.finding) {
+				t.Errorf("found %q, want %q", got, tc.finding)
+			}
+		})
+	}
+}
+
 func TestFindings(t *testing.T) {
 	cluster := ClusterRanges{Node: ranges("flag", "10.0.0.0/8"), Pod: ranges("flag", "192.168.0.0/16")}
 	route := LocalRoute{netip.MustParsePrefix("192.168.1.2/32"), "veth1"}

@@ -249,6 +249,112 @@ func TestColdStartWithABadFile(t *testing.T) {
 	})
 }
 
+// A source that cannot be asked changes nothing that is in force; a start goes
+// by the last good configuration, then by the fallback, then by the defaults.
+func TestUnavailableSource(t *testing.T) {
+	dir := t.TempDir()
+	hash := func(c masq.Config) string {
+		rules, _, _ := masq.Plan(c, masq.Options{Chain: masq.DefaultChain}, masq.Facts{})
+		return rules.Hash()
+	}
+	away := &Unavailable{Err: errors.New("no answer"), Fallback: &Loaded{Config: list("2.0.0.0/8"), From: "a file"}}
+	run := func(name, stateDir string, err error, want masq.Config, from string) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newScripted()
+				s.configErr = err
+				a, stop := start(t, s.settings(stateDir))
+				defer stop()
+				if st := a.Status(); s.kernel != hash(want) || !strings.HasPrefix(st.ConfigFrom, from) || st.ConfigError != "no answer" || !st.Ready {
+					t.Errorf("the kernel holds %s, status %+v", s.kernel, st)
+				}
+				s.set(func() { s.configErr, s.config = nil, list("3.0.0.0/8") })
+				s.poke("source")
+				s.set(func() { s.configErr = err })
+				s.poke("source")
+				if st := a.Status(); s.kernel != hash(list("3.0.0.0/8")) || st.ConfigError != "no answer" {
+					t.Errorf("when it is away again the kernel holds %s, status %+v", s.kernel, st)
+				}
+			})
+		})
+	}
+	run("the fallback", "", away, list("2.0.0.0/8"), "a file, until the configuration is known")
+	run("neither", "", &Unavailable{Err: errors.New("no answer")}, masq.DefaultConfig(false), "defaults (")
+	synctest.Test(t, func(t *testing.T) {
+		s := newScripted()
+		s.configErr = away
+		_, stop := start(t, s.settings(dir))
+		stop()
+		if last, err := LastGood(dir); last != nil || err != nil {
+			t.Errorf("a fallback was saved as if it were good: %+v, %v", last, err)
+		}
+		s.configErr, s.config = nil, list("1.0.0.0/8")
+		_, stop = start(t, s.settings(dir))
+		stop()
+	})
+	run("the last good one", dir, away, list("1.0.0.0/8"), "last good configuration, saved ")
+}
+
+// observed keeps what an observer is told.
+type observed struct {
+	mu     sync.Mutex
+	events []string
+	last   Status
+}
+
+func (o *observed) Observe(s Status, events []Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last = s
+	for _, e := range events {
+		o.events = append(o.events, string(e.Reason)+" "+e.Message)
+	}
+}
+
+func TestObserversAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, o := newScripted(), &observed{}
+		settings := s.settings("")
+		settings.Observers = []Observer{o}
+		_, stop := start(t, settings)
+		defer stop()
+		expect := func(what string, want ...string) {
+			t.Helper()
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			if len(o.events) != len(want) {
+				t.Fatalf("%s: told %q, want %q", what, o.events, want)
+			}
+			for i, w := range want {
+				if !strings.HasPrefix(o.events[i], w) {
+					t.Errorf("%s: told %q, want %q", what, o.events[i], w)
+				}
+			}
+			o.events = nil
+		}
+		expect("the start", "ConfigApplied generation 1 (")
+		s.set(func() { s.configErr = &Rejected{Err: errors.New("config:1:1: bad")} })
+		s.poke("source")
+		s.poke("source")
+		expect("one rejected text", "ConfigRejected config:1:1: bad")
+		s.set(func() { s.configErr, s.kernel = nil, "flushed" })
+		s.poke("kernel")
+		expect("a repair", "RulesRepaired somebody changed our rules: ")
+		s.set(func() { s.kernel, s.applyErr = "", errors.New("no room") })
+		s.poke("kernel")
+		time.Sleep(time.Minute) // many attempts
+		synctest.Wait()
+		expect("a kernel that refuses", "ApplyFailed generation 1: no room")
+		if o.last.Ready || o.last.LastError != "no room" {
+			t.Errorf("the last status: %+v", o.last)
+		}
+		s.set(func() { s.applyErr = nil })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		expect("it is well again", "ConfigApplied generation 1 (")
+	})
+}
+
 // A generation means one rule set, also when the agent was killed after it
 // wrote and before it saved its state.
 func TestKilledBetweenWritingAndSaving(t *testing.T) {

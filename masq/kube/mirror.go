@@ -32,7 +32,7 @@ func (m *Mirror[T]) Follow(ctx context.Context, client *kubeapi.Client, ref kube
 		changed()
 	}, func(err error) {
 		m.mu.Lock()
-		said := m.err != nil && m.err.Error() == err.Error()
+		said := m.err != nil && refusal(m.err) == refusal(err)
 		m.err = err
 		m.mu.Unlock()
 		if said {
