@@ -125,6 +125,15 @@ func (p predecessors) Remove(ctx context.Context) (removed, unreadable []string,
 	return removed, unreadable, err
 }
 
+func (p predecessors) Translators(ctx context.Context) ([]agent.Translator, error) {
+	found, err := p.node.Translators(ctx, p.keep)
+	var out []agent.Translator
+	for _, t := range found {
+		out = append(out, agent.Translator(t))
+	}
+	return out, err
+}
+
 func (p predecessors) Watch(ctx context.Context, touched func()) error {
 	return p.node.Watch(ctx, touched)
 }

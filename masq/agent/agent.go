@@ -83,6 +83,14 @@ type Predecessors interface {
 	Remove(ctx context.Context) (removed, unreadable []string, err error)
 	// Watch calls touched when they may have come back.
 	Watch(ctx context.Context, touched func()) error
+	// Translators are everybody else's chains that translate sources, too.
+	Translators(ctx context.Context) ([]Translator, error)
+}
+
+// Translator is a chain of somebody else that translates sources.
+type Translator struct {
+	Table, Chain string
+	Rules        int
 }
 
 // Node tells what this node is.

@@ -90,6 +90,10 @@ func (w watched) Facts() (masq.Facts, error) { return w.facts, nil }
 
 func (w watched) Remove(context.Context) ([]string, []string, error) { return nil, nil, nil }
 
+func (w watched) Translators(context.Context) ([]Translator, error) {
+	return []Translator{{"ip nat", "CNI-*", 3}}, nil
+}
+
 func (s *scripted) poke(name string) {
 	s.mu.Lock()
 	f := s.changed[name]

@@ -74,6 +74,7 @@ type reading struct {
 	*metrics
 	status Status
 	held   masq.Held
+	others []Translator
 }
 
 // exposed is everything under /metrics; a test holds the documentation to it.
@@ -126,6 +127,11 @@ var exposed = []struct {
 			s.value(c.held.SetSizes[set], "set", set)
 		}
 	}},
+	{"foreign_rules", "gauge", "Rules of others that translate sources, by chain; ip-masq-agent explain says whether they meet a flow.", func(c reading, s series) {
+		for _, t := range c.others {
+			s.value(t.Rules, "table", t.Table, "chain", t.Chain)
+		}
+	}},
 	{"conntrack_entries", "gauge", "Connections that the node tracks now, everybody's.", number("/proc/sys/net/netfilter/nf_conntrack_count")},
 	{"conntrack_limit", "gauge", "Connections that the node can track; beyond it packets are dropped.", number("/proc/sys/net/netfilter/nf_conntrack_max")},
 	{"conntrack_insert_failed_total", "counter", "Connections lost because no free source port was found, or two packets raced for one, everybody's.", func(_ reading, s series) {
@@ -170,6 +176,9 @@ func (m *metrics) write(ctx context.Context, w io.Writer) {
 	var err error
 	if c.held, err = m.agent.Backend.Held(ctx); err != nil && ctx.Err() == nil {
 		m.agent.Log.Warn("a scrape went without the kernel's counters", "error", err)
+	}
+	if c.others, err = m.agent.Predecessors.Translators(ctx); err != nil && ctx.Err() == nil {
+		m.agent.Log.Warn("a scrape went without others' rules", "error", err)
 	}
 	for _, e := range exposed {
 		fmt.Fprintf(w, "# HELP %[1]s%[2]s %[3]s\n# TYPE %[1]s%[2]s %[4]s\n", namespace, e.name, e.help, e.kind)

@@ -391,6 +391,30 @@ func TestWhatBindsAFlow(t *testing.T) {
 	}
 }
 
+func TestTranslators(t *testing.T) {
+	ns := netnstest.New(t)
+	nft(t, ns, `table ip nat {
+		chain KUBE-POSTROUTING { meta mark & 0x4000 != 0x4000 return; masquerade; }
+		chain CNI-0123456789abcdef01234567 { ip daddr 10.0.0.0/8 accept; ip daddr != 224.0.0.0/4 masquerade; }
+		chain CNI-76543210fedcba9876543210 { ip daddr != 224.0.0.0/4 masquerade; }
+		chain IP-MASQ-AGENT { masquerade; }
+		chain UNUSED { masquerade; }
+		chain POSTROUTING { type nat hook postrouting priority srcnat;
+			jump KUBE-POSTROUTING; ip saddr 10.88.1.2 jump CNI-0123456789abcdef01234567; ip saddr 10.88.1.3 goto CNI-76543210fedcba9876543210; jump IP-MASQ-AGENT; }
+		chain OUTPUT { type nat hook output priority -100; dnat to 10.0.0.1; }
+	}
+	table inet ip-masq-agent { chain post { type nat hook postrouting priority 90; masquerade; }; }
+	table ip6 theirs { chain post { type nat hook postrouting priority 90; snat to fd00::1; }; }`)
+	got, err := open(t, ns, Options{}).Translators(t.Context(), []Keep{{"nft", "IP-MASQ-AGENT"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Translator{{"ip nat", "CNI-*", 2}, {"ip nat", "KUBE-POSTROUTING", 1}, {"ip6 theirs", "post", 1}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+}
+
 func TestRewritesOfAFlowThatIsHalfKnown(t *testing.T) {
 	ns := netnstest.New(t)
 	nft(t, ns, "table ip t { chain post { type nat hook postrouting priority 0; tcp dport 443 oifname eth0 masquerade; }; }")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"sordino/internal/agentproc"
 	"sordino/internal/kubetest"
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
@@ -175,6 +176,16 @@ func TestCNIMasquerades(t *testing.T) {
 	out := c.Kubectl(t, "", "exec", "-n", "kube-system", agentPod(t, n), "--", "/ip-masq-agent", "explain", "--src="+address.String(), "--dst="+kubetest.ServiceAddress.String(), "--proto=tcp", "--dport=7000")
 	if !strings.Contains(out, "exempt") || !strings.Contains(out, "CNI-") {
 		t.Errorf("explain on %s does not name the CNI's rule:\n%s", n.Name, out)
+	}
+	if metrics, err := agentproc.Get(t.Context(), n.NS, "/metrics"); err != nil || !strings.Contains(string(metrics), `ip_masq_agent_foreign_rules{table="ip nat",chain="CNI-*"}`) {
+		t.Errorf("/metrics of %s do not name the CNI's rules (%v):\n%s", n.Name, err, metrics)
+	}
+	// kube-proxy's masquerading meets no Pod's flow to the outside, and is named.
+	for name, want := range map[string]string{"n1": `{table="ip nat",chain="KUBE-POSTROUTING"} 1`, "n2": `{table="ip kube-proxy",chain="masquerading"} 1`, "n3": ""} {
+		metrics, err := agentproc.Get(t.Context(), c.Node(name).NS, "/metrics")
+		if err != nil || want == "" && strings.Contains(string(metrics), "foreign_rules{") || !strings.Contains(string(metrics), want) {
+			t.Errorf("/metrics of %s do not have %s (%v):\n%s", name, want, err, metrics)
+		}
 	}
 
 	enforced := unmasked + "enforceNonMasquerade: true\n"
