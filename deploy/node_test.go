@@ -95,6 +95,7 @@ func TestNode(t *testing.T) {
 		t.Errorf("left on its Node: %s", conditions)
 	}
 	c.Kubectl(t, "", "delete", "--kustomize", "cleanup", "--timeout=60s")
+	t.Run("webhook", func(t *testing.T) { testWebhook(t, c) })
 }
 
 func tables(t *testing.T, node *kubetest.Node) string {

@@ -39,6 +39,10 @@ func Serve(ctx context.Context, l net.Listener, reviewer http.Handler, certifica
 		// the certificate is there.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	// The program is built without HTTP/2; a server that is not told would offer
+	// it all the same.
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP1(true)
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(done)
