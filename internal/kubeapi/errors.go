@@ -11,13 +11,13 @@ import (
 
 // What a [StatusError] may be, for errors.Is.
 var (
-	NotFound      = errors.New("not found")
-	AlreadyExists = errors.New("already exists")
-	Conflict      = errors.New("conflict")
-	Forbidden     = errors.New("forbidden")
-	Unauthorized  = errors.New("unauthorized")
-	// Expired: the resource version is too old; list anew.
-	Expired = errors.New("expired")
+	ErrNotFound      = errors.New("not found")
+	ErrAlreadyExists = errors.New("already exists")
+	ErrConflict      = errors.New("conflict")
+	ErrForbidden     = errors.New("forbidden")
+	ErrUnauthorized  = errors.New("unauthorized")
+	// ErrExpired: the resource version is too old; list anew.
+	ErrExpired = errors.New("expired")
 )
 
 // StatusError is the API server's refusal of a request.
@@ -35,13 +35,13 @@ type StatusError struct {
 func (e *StatusError) Error() string {
 	text := fmt.Sprintf("%s %s: %s", e.Verb, e.Ref, e.Message)
 	switch {
-	case e.Is(Forbidden):
+	case e.Is(ErrForbidden):
 		where := "a ClusterRole"
 		if e.Ref.Namespace != "" {
 			where = "a Role in the namespace " + e.Ref.Namespace
 		}
 		text += fmt.Sprintf("; let %s allow the verb %q on %q of the API group %q", where, e.Verb, e.Ref.rbac(), e.Ref.Group)
-	case e.Is(Unauthorized):
+	case e.Is(ErrUnauthorized):
 		text += "; the credentials are not valid (any more)"
 	}
 	return text
@@ -50,17 +50,17 @@ func (e *StatusError) Error() string {
 // Is tells the kinds of refusal.
 func (e *StatusError) Is(target error) bool {
 	switch target {
-	case NotFound:
+	case ErrNotFound:
 		return e.Code == http.StatusNotFound
-	case AlreadyExists:
+	case ErrAlreadyExists:
 		return e.Reason == "AlreadyExists"
-	case Conflict:
+	case ErrConflict:
 		return e.Code == http.StatusConflict && e.Reason != "AlreadyExists"
-	case Forbidden:
+	case ErrForbidden:
 		return e.Code == http.StatusForbidden
-	case Unauthorized:
+	case ErrUnauthorized:
 		return e.Code == http.StatusUnauthorized
-	case Expired:
+	case ErrExpired:
 		return e.Code == http.StatusGone
 	}
 	return false

@@ -35,7 +35,7 @@ const (
 //
 // When the contact is lost, or the API server refuses, failed gets the error
 // and what was seen last stays: Follow goes on trying. A resource that the API
-// server does not have is such a refusal ([NotFound]). Neither function is
+// server does not have is such a refusal ([ErrNotFound]). Neither function is
 // called concurrently.
 func Follow[T any](ctx context.Context, c *Client, ref Ref, changed func([]T), failed func(error)) {
 	f := &follower[T]{client: c, ref: ref, changed: changed}
@@ -54,7 +54,7 @@ func Follow[T any](ctx context.Context, c *Client, ref Ref, changed func([]T), f
 			// Ended in time, and yet at once: never a busy loop.
 		} else {
 			f.version = "" // list anew: what was missed is not known
-			if !errors.Is(err, Expired) {
+			if !errors.Is(err, ErrExpired) {
 				failed(err)
 			}
 			c.mu.Lock()
@@ -65,7 +65,7 @@ func Follow[T any](ctx context.Context, c *Client, ref Ref, changed func([]T), f
 			}
 		}
 		longest := lastRetry
-		if errors.Is(err, NotFound) || errors.Is(err, Forbidden) {
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) {
 			longest = refusedRetry
 		}
 		retry = min(max(2*retry, firstRetry), longest)

@@ -151,12 +151,12 @@ func TestRefusals(t *testing.T) {
 		text        string
 		wait        time.Duration
 	}{
-		{404, `{"kind":"Status","message":"configmaps \"x\" not found","reason":"NotFound"}`, "", NotFound, `get configmaps kube-system/x: configmaps "x" not found`, 0},
-		{403, `{"kind":"Status","message":"no"}`, "", Forbidden, `let a Role in the namespace kube-system allow the verb "get" on "configmaps" of the API group ""`, 0},
-		{401, `{"kind":"Status","message":"Unauthorized"}`, "", Unauthorized, "credentials", 0},
-		{409, `{"kind":"Status","message":"changed","reason":"Conflict"}`, "", Conflict, "changed", 0},
-		{409, `{"kind":"Status","message":"there","reason":"AlreadyExists"}`, "", AlreadyExists, "there", 0},
-		{410, `{"kind":"Status","message":"old"}`, "", Expired, "old", 0},
+		{404, `{"kind":"Status","message":"configmaps \"x\" not found","reason":"NotFound"}`, "", ErrNotFound, `get configmaps kube-system/x: configmaps "x" not found`, 0},
+		{403, `{"kind":"Status","message":"no"}`, "", ErrForbidden, `let a Role in the namespace kube-system allow the verb "get" on "configmaps" of the API group ""`, 0},
+		{401, `{"kind":"Status","message":"Unauthorized"}`, "", ErrUnauthorized, "credentials", 0},
+		{409, `{"kind":"Status","message":"changed","reason":"Conflict"}`, "", ErrConflict, "changed", 0},
+		{409, `{"kind":"Status","message":"there","reason":"AlreadyExists"}`, "", ErrAlreadyExists, "there", 0},
+		{410, `{"kind":"Status","message":"old"}`, "", ErrExpired, "old", 0},
 		{429, `{"kind":"Status","message":"later","details":{"retryAfterSeconds":3}}`, "", nil, "later", 3 * time.Second},
 		{429, `later`, "7", nil, `429 Too Many Requests: "later"`, 7 * time.Second},
 		{502, `<html>`, "", nil, `502 Bad Gateway: "<html>"`, 0},
@@ -166,7 +166,7 @@ func TestRefusals(t *testing.T) {
 		if err == nil || tc.is != nil && !errors.Is(err, tc.is) || !strings.Contains(err.Error(), tc.text) || RetryAfter(err) != tc.wait {
 			t.Errorf("%d: %v (after %v)", tc.code, err, RetryAfter(err))
 		}
-		for _, other := range []error{NotFound, Forbidden, Unauthorized, Conflict, AlreadyExists, Expired} {
+		for _, other := range []error{ErrNotFound, ErrForbidden, ErrUnauthorized, ErrConflict, ErrAlreadyExists, ErrExpired} {
 			if errors.Is(err, other) != (other == tc.is) {
 				t.Errorf("%d %s: is %v: %v", tc.code, tc.body, other, errors.Is(err, other))
 			}
@@ -351,7 +351,7 @@ func TestFollowARealServer(t *testing.T) {
 	all := follow(t, c, ServiceCIDRs)
 	all.sees(t, "kubernetes=")
 	missing := follow(t, c, Ref{Group: "example.org", Version: "v1", Resource: "things"})
-	missing.until(t, "not found", func() bool { return len(missing.errs) > 0 && errors.Is(missing.errs[0], NotFound) })
+	missing.until(t, "not found", func() bool { return len(missing.errs) > 0 && errors.Is(missing.errs[0], ErrNotFound) })
 
 	k.Kubectl(t, "", "-n", "kube-system", "create", "configmap", "x", "--from-literal=a=1")
 	one.sees(t, "x=1")
@@ -397,7 +397,7 @@ func TestFollowARealServer(t *testing.T) {
 	}
 	refused := follow(t, client(t, nobody), Nodes.Named("n1"))
 	refused.until(t, "refused", func() bool { return len(refused.errs) > 0 })
-	if err := refused.errs[0]; !errors.Is(err, Forbidden) || !strings.Contains(err.Error(), `let a ClusterRole allow the verb "list" on "nodes" of the API group ""`) {
+	if err := refused.errs[0]; !errors.Is(err, ErrForbidden) || !strings.Contains(err.Error(), `let a ClusterRole allow the verb "list" on "nodes" of the API group ""`) {
 		t.Error(err)
 	}
 }

@@ -69,7 +69,7 @@ func (c *cluster) Patch(_ context.Context, ref kubeapi.Ref, kind kubeapi.PatchKi
 			return fmt.Errorf("%s: %w", kind, err)
 		}
 		if s.Metadata.ResourceVersion != fmt.Sprint(c.version) {
-			return fmt.Errorf("patching: %w", kubeapi.Conflict)
+			return fmt.Errorf("patching: %w", kubeapi.ErrConflict)
 		}
 		c.secret.Data = s.Data
 		c.version++

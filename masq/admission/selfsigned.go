@@ -201,7 +201,7 @@ func (s *SelfSigned) authority(ctx context.Context, now time.Time) (secret, erro
 	ref := secrets.In(s.Namespace).Named(s.Name)
 	for {
 		var held secret
-		if err := s.API.Get(ctx, ref, &held); errors.Is(err, kubeapi.NotFound) {
+		if err := s.API.Get(ctx, ref, &held); errors.Is(err, kubeapi.ErrNotFound) {
 			return held, fmt.Errorf("%w; it comes with the webhook's manifests", err)
 		} else if err != nil {
 			return held, err
@@ -219,7 +219,7 @@ func (s *SelfSigned) authority(ctx context.Context, now time.Time) (secret, erro
 		}
 		made.Metadata.ResourceVersion = held.Metadata.ResourceVersion
 		err = s.API.Patch(ctx, ref, kubeapi.MergePatch, made, false, nil)
-		if errors.Is(err, kubeapi.Conflict) {
+		if errors.Is(err, kubeapi.ErrConflict) {
 			continue // another replica was first: its CA is ours
 		}
 		if err != nil {

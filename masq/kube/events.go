@@ -110,11 +110,11 @@ func (r *Reporter) send(ctx context.Context, o *occurrence, now time.Time) error
 	}
 	second := func(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 	ref := kubeapi.Events.In(eventNamespace)
-	name, err := was.name, error(kubeapi.NotFound)
+	name, err := was.name, error(kubeapi.ErrNotFound)
 	if name != "" {
 		err = r.client.Patch(ctx, ref.Named(name), kubeapi.MergePatch, map[string]any{"count": was.count, "lastTimestamp": second(was.last)}, false, nil)
 	}
-	if errors.Is(err, kubeapi.NotFound) {
+	if errors.Is(err, kubeapi.ErrNotFound) {
 		name = fmt.Sprintf("%s.%x%04x", r.node, now.UnixNano(), rand.N(1<<16))
 		err = r.client.Create(ctx, ref, event{
 			Metadata:       eventMeta{name, eventNamespace},

@@ -214,7 +214,7 @@ func TestSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := run(t, Options{Client: connect(t, nobody)})
-	_, err = refused.until(t, "refused", func(_ agent.Loaded, err error) bool { return errors.Is(err, kubeapi.Forbidden) })
+	_, err = refused.until(t, "refused", func(_ agent.Loaded, err error) bool { return errors.Is(err, kubeapi.ErrForbidden) })
 	if !errors.As(err, &unavailable) || !strings.Contains(err.Error(), `let a Role in the namespace kube-system allow the verb "list" on "configmaps"`) {
 		t.Errorf("%v", err)
 	}

@@ -68,5 +68,5 @@ func (m *Mirror[T]) unsettled() error {
 
 // refusal tells an answer that another attempt does not change from trouble.
 func refusal(err error) bool {
-	return errors.Is(err, kubeapi.NotFound) || errors.Is(err, kubeapi.Forbidden)
+	return errors.Is(err, kubeapi.ErrNotFound) || errors.Is(err, kubeapi.ErrForbidden)
 }

@@ -332,7 +332,7 @@ func Withdraw(ctx context.Context, client *kubeapi.Client, node string) error {
 		"status":   map[string]any{"conditions": []map[string]string{{"type": ConditionType, "$patch": "delete"}}},
 	}
 	err := client.Patch(ctx, kubeapi.Nodes.Named(node).Sub("status"), kubeapi.StrategicMerge, patch, false, nil)
-	if errors.Is(err, kubeapi.NotFound) {
+	if errors.Is(err, kubeapi.ErrNotFound) {
 		return nil // a Node that is gone bears nothing
 	}
 	return err

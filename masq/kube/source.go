@@ -213,7 +213,7 @@ func (s *Source) addRanges(loaded *agent.Loaded) {
 
 	services, _, err := s.services.Last()
 	// An API server older than ServiceCIDR objects does not have them.
-	if errors.Is(err, kubeapi.Forbidden) {
+	if errors.Is(err, kubeapi.ErrForbidden) {
 		warn("%v", err)
 	}
 	for _, c := range services {
@@ -239,7 +239,7 @@ func (s *Source) Problems() []string {
 	problems := s.content.Problems()
 	_, _, node := s.node.Last()
 	_, _, services := s.services.Last()
-	if errors.Is(services, kubeapi.NotFound) {
+	if errors.Is(services, kubeapi.ErrNotFound) {
 		services = nil
 	}
 	for _, err := range []error{node, services} {

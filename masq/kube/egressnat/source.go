@@ -57,7 +57,7 @@ func (p *Policies) Load() (agent.Loaded, error) {
 	all, known, err := p.mirror.Last()
 	if !known {
 		switch {
-		case errors.Is(err, kubeapi.NotFound):
+		case errors.Is(err, kubeapi.ErrNotFound):
 			err = fmt.Errorf("%w; the cluster does not know the kind %s: apply deploy/egressnat", err, Kind)
 		case err == nil:
 			err = errors.New("the API server has not told of the policies yet")

@@ -171,7 +171,7 @@ func (r *reporter) run(ctx context.Context, changed <-chan []Policy) {
 // write writes a verdict unless it stands by now.
 func (r *reporter) write(ctx context.Context, name string) error {
 	var p Policy
-	if err := r.api.Get(ctx, policies.Named(name), &p); errors.Is(err, kubeapi.NotFound) {
+	if err := r.api.Get(ctx, policies.Named(name), &p); errors.Is(err, kubeapi.ErrNotFound) {
 		return nil
 	} else if err != nil {
 		return err
@@ -186,7 +186,7 @@ func (r *reporter) write(ctx context.Context, name string) error {
 		"metadata": map[string]any{"resourceVersion": p.Metadata.ResourceVersion},
 		"status":   Status{with(p.Status.Conditions, want, now)},
 	}, false, nil)
-	if errors.Is(err, kubeapi.Conflict) {
+	if errors.Is(err, kubeapi.ErrConflict) {
 		return nil // whatever was changed, we are told of it
 	}
 	return err

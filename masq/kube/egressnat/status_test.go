@@ -76,7 +76,7 @@ func (s *store) Get(_ context.Context, ref kubeapi.Ref, into any) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ref.Name != s.policy.Metadata.Name {
-		return kubeapi.NotFound
+		return kubeapi.ErrNotFound
 	}
 	s.reads++
 	text, _ := json.Marshal(s.policy)
@@ -93,7 +93,7 @@ func (s *store) Patch(_ context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind
 	}
 	if p.Metadata.ResourceVersion != s.policy.Metadata.ResourceVersion {
 		s.losses++
-		return fmt.Errorf("patching: %w", kubeapi.Conflict)
+		return fmt.Errorf("patching: %w", kubeapi.ErrConflict)
 	}
 	s.writes++
 	s.policy.Status = p.Status
