@@ -126,14 +126,28 @@ func (c *cluster) applyOne(ctx context.Context, o *unstructured.Unstructured) (t
 	if err != nil {
 		return "", err
 	}
-	more, err := c.drift(ctx, o, now)
-	if err != nil || more == "" {
+	for try := 1; ; try++ {
+		more, err := c.putRight(ctx, o, now)
+		if apierrors.IsConflict(err) && try < 5 { // a status was written meanwhile
+			if now, err = c.of(o).Get(ctx, o.GetName(), metav1.GetOptions{}); err != nil {
+				return "", err
+			}
+			continue
+		}
+		if err == nil && more != "" {
+			told = fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), more)
+		}
 		return told, err
 	}
-	if err := c.replace(ctx, o, now); err != nil {
+}
+
+// putRight takes off what is not ours, and says what that was.
+func (c *cluster) putRight(ctx context.Context, o, is *unstructured.Unstructured) (string, error) {
+	differs, err := c.drift(ctx, o, is)
+	if err != nil || differs == "" {
 		return "", err
 	}
-	return fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), more), nil
+	return differs, c.replace(ctx, o, is)
 }
 
 func (c *cluster) serverSideApply(ctx context.Context, o *unstructured.Unstructured, force, dryRun bool) (*unstructured.Unstructured, error) {

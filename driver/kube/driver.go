@@ -75,18 +75,20 @@ func (d *Driver) Ensure(e *environment.Environment) []reconcile.Step {
 		return d.claimFor(ctx, c, tenant{e.UUID, e.Name.String()})
 	})}
 	if e.AgentEnabled() {
-		steps = append(steps,
-			d.step(e, "apply the agent", applyTime, func(ctx context.Context, c *cluster) (string, error) {
-				return d.applyAgent(ctx, c, e)
-			}),
-			d.step(e, "wait for the agents", waitTime, func(ctx context.Context, c *cluster) (string, error) {
-				return d.awaitAgents(ctx, c, e)
-			}))
+		steps = append(steps, d.step(e, "apply the agent", applyTime, func(ctx context.Context, c *cluster) (string, error) {
+			return d.applyAgent(ctx, c, e)
+		}))
+	}
+	// The workers' gates wait for the agents.
+	steps = append(steps, d.step(e, "apply the workers", applyTime, func(ctx context.Context, c *cluster) (string, error) {
+		return d.applyWorkers(ctx, c, e)
+	}))
+	if e.AgentEnabled() {
+		steps = append(steps, d.step(e, "wait for the agents", waitTime, func(ctx context.Context, c *cluster) (string, error) {
+			return d.awaitAgents(ctx, c, e)
+		}))
 	}
 	return append(steps,
-		d.step(e, "apply the workers", applyTime, func(ctx context.Context, c *cluster) (string, error) {
-			return d.applyWorkers(ctx, c, e)
-		}),
 		d.step(e, "wait for the workers", waitTime, func(ctx context.Context, c *cluster) (string, error) {
 			return d.awaitWorkers(ctx, c)
 		}),

@@ -261,12 +261,12 @@ func TestErrorsNameThePod(t *testing.T) {
 	w.set(func() { w.waiting[agentSet.name] = "ImagePullBackOff" })
 	d, e := w.driver("server-1"), newEnvironment("")
 	steps := d.Ensure(e)
-	if _, err := run(t.Context(), steps[:2]); err != nil {
+	if _, err := run(t.Context(), steps[:3]); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	_, err := steps[2].Do(ctx)
+	_, err := steps[3].Do(ctx)
 	for _, want := range []string{"cluster cluster-1 at https://", "the DaemonSet kube-system/ip-masq-agent is ready on 0 of 1 nodes", "the Pod ip-masq-agent-", " on n1 waits: container ip-masq-agent: ImagePullBackOff as the test wants"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)

@@ -238,8 +238,15 @@ func (c *cluster) lastLine(ctx context.Context, s set, p *pod, container string,
 	if err != nil {
 		return "its log cannot be read: " + err.Error()
 	}
-	if text = bytes.TrimSpace(text); len(text) == 0 {
-		return "its log is empty"
+	return lastLineOf(text)
+}
+
+// lastLineOf is the end of what a program printed.
+func lastLineOf(text []byte) string {
+	text = bytes.TrimSpace(text)
+	text = text[bytes.LastIndexByte(text, '\n')+1:]
+	if len(text) == 0 {
+		return "nothing was printed"
 	}
 	const most = 500
 	return string(text[:min(len(text), most)])

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -56,6 +55,15 @@ func (d *Driver) proof(ctx context.Context, c *cluster, e *environment.Environme
 	var errs []error
 	for _, p := range packets {
 		sentence, err := p.Prove(e)
+		if !p.SeenAs.IsValid() {
+			// Nobody knows who dropped it; it had to arrive if it was masqueraded.
+			own := p
+			own.Dropped = true
+			_, err = own.Prove(e)
+			if err != nil {
+				_, err = p.Prove(e)
+			}
+		}
 		switch {
 		case !e.AgentEnabled() && p.SeenAs.IsValid():
 			sentences = append(sentences, fmt.Sprintf("%s was seen as %s by %s (the agent is not enabled)", p.From, p.SeenAs, p.To))
@@ -126,8 +134,10 @@ func (c *cluster) send(ctx context.Context, s set) ([]packet, error) {
 		switch {
 		case err != nil:
 			errs[i] = fmt.Errorf("sending a packet from %s: %w", p.on, err)
+		case answer.Status == 1:
+			p.Err = lastLineOf(answer.Complaint)
 		case answer.Status != 0:
-			p.Dropped, p.Err = true, strings.TrimSpace(string(answer.Complaint))
+			errs[i] = fmt.Errorf("sending a packet from %s: the command ended with status %d: %s", p.on, answer.Status, lastLineOf(answer.Complaint))
 		default:
 			if p.SeenAs, err = netip.ParseAddr(string(bytes.TrimSpace(answer.Output))); err != nil {
 				errs[i] = fmt.Errorf("the probe target %s answers %s with %q, and not with its address", c.Probe, p.on, answer.Output)

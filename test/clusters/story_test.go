@@ -1,0 +1,211 @@
+package clusters
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sordino/internal/kubetest"
+)
+
+// The outside service is in 10.90.0.0/24.
+const (
+	masked = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.96.0.0/16]\n"
+	exempt = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.96.0.0/16, 10.90.0.0/24]\n"
+)
+
+// gcloud runs the real one against the server.
+func (w *world) gcloud(args ...string) {
+	w.t.Helper()
+	binaries, err := bin()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(w.t.Context(), "sh", append([]string{"-c", `eval "$("$1" env gcloud --data "$2" --listen "$3" --project p)" && shift 3 && exec gcloud "$@"`, "sh",
+		filepath.Join(binaries, "sordino"), filepath.Join(w.dir, "data"), w.address}, args...)...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.dir, "CLOUDSDK_CONFIG=" + filepath.Join(w.dir, "gcloud"), "CLOUDSDK_CORE_DISABLE_PROMPTS=1"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		w.t.Fatalf("gcloud %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// The last operation of a type.
+func (w *world) last() operation {
+	w.t.Helper()
+	var list struct{ Operations []operation }
+	if err := w.get("v1beta1/"+location+"/operations", &list); err != nil {
+		w.t.Fatal(err)
+	}
+	last := list.Operations[0]
+	for _, o := range list.Operations {
+		if o.Metadata.CreateTime.After(last.Metadata.CreateTime) {
+			last = o
+		}
+	}
+	return last
+}
+
+// steps logs how long each took.
+func (w *world) steps(what string, o operation) {
+	var parts []string
+	for _, s := range o.Metadata.Steps {
+		parts = append(parts, fmt.Sprintf("%s %v (%s)", s.Name, s.EndTime.Sub(s.StartTime).Round(time.Millisecond), s.Detail))
+	}
+	w.t.Logf("%s took %v:\n\t%s", what, o.Metadata.EndTime.Sub(o.Metadata.CreateTime).Round(time.Millisecond), strings.Join(parts, "\n\t"))
+}
+
+// TestStory is an environment's life: gcloud makes it and deletes it, and in
+// between everything happens to it that happens to clusters.
+func TestStory(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	if _, err := exec.LookPath("gcloud"); err == nil {
+		w.gcloud("composer", "environments", "create", "example-environment", "--location", "us-central1",
+			"--image-version", "composer-1.20.12-airflow-1.10.15", "--enable-ip-alias", "--enable-ip-masq-agent")
+	} else if os.Getenv("SORDINO_GCLOUD") == "required" {
+		t.Fatal(err)
+	} else {
+		t.Log("gcloud is not installed here: the environment is made by HTTP")
+		w.succeeds(w.create())
+	}
+	created := w.last()
+	w.steps("create", created)
+	var e struct{ State, UUID string }
+	if err := w.get("v1/"+example, &e); err != nil || e.State != "RUNNING" {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	m := w.inForce(3)
+	// The defaults exempt 10.0.0.0/8, and so the service.
+	if !strings.Contains(m.Proof, "kept its own address towards 10.90.0.100") {
+		t.Errorf("the proof with the defaults: %q", m.Proof)
+	}
+	if n := m.Nodes[1]; n.Name != "n2" || n.Address != "10.89.0.12" || n.PodCIDR != "10.88.2.0/24" || n.Hash == "" {
+		t.Errorf("a node: %+v", n)
+	}
+
+	// Another configuration, and back.
+	configured := w.succeeds(w.configure(exempt))
+	w.steps("configure", configured)
+	if m = w.inForce(3); !strings.Contains(m.Proof, "kept its own address towards 10.90.0.100") {
+		t.Errorf("exempt: %q", m.Proof)
+	}
+	out, err := w.program("masq", "explain", "example-environment", "--all-nodes", "--src", "10.88.1.9", "--dst", kubetest.ServiceAddress.String())
+	if err != nil || strings.Count(out, "exempt") < 3 || !strings.Contains(out, "10.90.0.0/24") {
+		t.Errorf("explain: %v\n%s", err, out)
+	}
+	w.succeeds(w.configure(masked))
+	if m = w.inForce(3); !strings.Contains(m.Proof, "was seen as 10.89.0.1") || !strings.HasSuffix(m.Proof, "by 10.90.0.100; the Pods of 2 other nodes likewise") {
+		t.Errorf("masked: %q", m.Proof)
+	}
+
+	// Commands in workers.
+	out, err = w.program("environments", "run", "example-environment", "--node", "n2", "--", "/sordino", "probe", kubetest.ServiceAddress.String()+":7000")
+	if err != nil || strings.TrimSpace(out) != "10.89.0.12" {
+		t.Errorf("a command on n2: %q, %v", out, err)
+	}
+	var status *exec.ExitError
+	if out, err = w.program("environments", "run", "example-environment", "--", "/sordino", "probe", "10.90.0.100:1", "--timeout", "1s"); !errors.As(err, &status) || status.ExitCode() != 1 {
+		t.Errorf("a command that fails: %q, %v", out, err)
+	}
+	if out, err = w.program("environments", "run", "example-environment", "--", "/bin/sh"); !errors.As(err, &status) || status.ExitCode() != 127 {
+		t.Errorf("a command that is not there: %q, %v", out, err)
+	}
+
+	// Drift.
+	cluster.Kubectl(t, "", "patch", "configmap", "-n", "kube-system", "ip-masq-agent", "-p", `{"data":{"config":"nonMasqueradeCIDRs: [0.0.0.0/0]"}}`)
+	cluster.Kubectl(t, "", "delete", "daemonset", "-n", "sordino", "airflow-worker")
+	w.eventually(func() error {
+		config, err := cluster.TryKubectl(t.Context(), "", "get", "configmap", "-n", "kube-system", "ip-masq-agent", "-o", "jsonpath={.data.config}")
+		if err == nil && config != masked {
+			err = fmt.Errorf("the ConfigMap holds %q", config)
+		}
+		return err
+	})
+	w.inForce(3)
+	if !strings.Contains(w.log.String(), "kubectl-patch has set .data.config") {
+		t.Error("the log does not say who changed the ConfigMap")
+	}
+
+	// A node that joins.
+	if err := cluster.AddNodes(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if m = w.inForce(4); !strings.HasSuffix(m.Proof, "the Pods of 3 other nodes likewise") {
+		t.Errorf("with another node: %q", m.Proof)
+	}
+
+	// The API server is away, and back; meanwhile the environment stays.
+	cluster.StopAPI()
+	w.eventually(func() error {
+		if !strings.Contains(w.log.String(), "the environment cannot be seen") {
+			return errors.New("nobody noticed that the API server is away")
+		}
+		return nil
+	})
+	if err := w.get("v1/"+example, &e); err != nil || e.State != "RUNNING" {
+		t.Errorf("while the cluster is away: %+v, %v", e, err)
+	}
+	if err := cluster.StartAPI(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Kubectl(t, "", "delete", "configmap", "-n", "kube-system", "ip-masq-agent")
+	w.eventually(func() error {
+		_, err := cluster.TryKubectl(t.Context(), "", "get", "configmap", "-n", "kube-system", "ip-masq-agent")
+		return err
+	})
+	w.inForce(4)
+
+	if _, err := exec.LookPath("gcloud"); err == nil {
+		w.gcloud("composer", "environments", "delete", "example-environment", "--location", "us-central1")
+	} else {
+		w.succeeds(w.accepted("DELETE", "v1beta1/"+example, ""))
+	}
+	deleted := w.last()
+	w.steps("delete", deleted)
+	if proof := deleted.detail("prove it with a packet"); !strings.Contains(proof, "was seen as itself by 10.90.0.100") {
+		t.Errorf("the proof of the removal: %q", proof)
+	}
+	w.free()
+}
+
+// TestKilledAtEveryStep kills the server after every step of a create, of a
+// change and of a delete. The next start goes on.
+func TestKilledAtEveryStep(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	for _, change := range []struct {
+		what string
+		ask  func() string
+	}{
+		{"create", w.create},
+		{"configure", func() string { return w.configure(masked) }},
+		{"delete", func() string { return w.accepted("DELETE", "v1beta1/"+example, "") }},
+	} {
+		name := change.ask()
+		for boundary := 0; ; boundary++ {
+			var o operation
+			w.eventually(func() (err error) {
+				if o, err = w.operation(name); err == nil && !o.Done && o.succeeded() < boundary {
+					err = fmt.Errorf("%s: %d of %d steps: %+v", change.what, o.succeeded(), boundary, o)
+				}
+				return err
+			})
+			if o.Done {
+				break
+			}
+			t.Logf("%s: killed after %d of %d steps", change.what, o.succeeded(), len(o.Metadata.Steps))
+			w.kill()
+			w.start()
+		}
+		w.succeeds(name)
+		if change.what != "delete" {
+			w.inForce(len(cluster.Nodes))
+		}
+	}
+	w.free()
+}
