@@ -25,8 +25,6 @@ type Config struct {
 	Token func() (string, error)
 	// Proxy is as of [http.Transport].
 	Proxy func(*http.Request) (*url.URL, error)
-	// From names it in errors: a file, or "service account".
-	From string
 }
 
 // accountFolder is where a Pod finds its service account.
@@ -45,7 +43,7 @@ func inCluster(getenv func(string) string, folder string) (Config, error) {
 	}
 	c := Config{
 		Server: "https://" + net.JoinHostPort(host, port), TLS: &tls.Config{MinVersion: tls.VersionTLS12},
-		Token: tokenFile(filepath.Join(folder, "token")), Proxy: http.ProxyFromEnvironment, From: "service account",
+		Token: tokenFile(filepath.Join(folder, "token")), Proxy: http.ProxyFromEnvironment,
 	}
 	if _, err := c.Token(); err != nil {
 		return Config{}, err

@@ -38,6 +38,12 @@ func file(t *testing.T, dir, name, text string) string {
 
 // served is a client of an API server that the handler plays.
 func served(t *testing.T, handler http.HandlerFunc) *Client {
+	c, _ := servedWith(t, handler)
+	return c
+}
+
+// servedWith also tells the folder with the token.
+func servedWith(t *testing.T, handler http.HandlerFunc) (*Client, string) {
 	t.Helper()
 	server := httptest.NewTLSServer(handler)
 	t.Cleanup(server.Close)
@@ -55,20 +61,19 @@ users: [{name: u, user: {tokenFile: token}}]
 	file(t, dir, "token", "first\n")
 	c := New(config, "ip-masq-agent/test", quiet())
 	t.Cleanup(c.Close)
-	c.config.From = dir
-	return c
+	return c, dir
 }
 
 func TestCredentials(t *testing.T) {
 	var seen []string
-	c := served(t, func(w http.ResponseWriter, r *http.Request) {
+	c, dir := servedWith(t, func(w http.ResponseWriter, r *http.Request) {
 		seen = append(seen, r.Header.Get("Authorization"), r.Header.Get("User-Agent"), r.URL.String(), r.Header.Get("Content-Type"))
 		fmt.Fprint(w, `{}`)
 	})
 	if err := c.Get(t.Context(), Nodes.Named("n1"), nil); err != nil {
 		t.Fatal(err)
 	}
-	file(t, c.config.From, "token", "second") // the kubelet rotated it
+	file(t, dir, "token", "second") // the kubelet rotated it
 	if err := c.Patch(t.Context(), Nodes.Named("n1").Sub("status"), StrategicMerge, map[string]string{}, false, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -90,7 +90,7 @@ func fromKubeconfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{From: path, Proxy: http.ProxyFromEnvironment, TLS: &tls.Config{MinVersion: tls.VersionTLS12}}
+	c := Config{Proxy: http.ProxyFromEnvironment, TLS: &tls.Config{MinVersion: tls.VersionTLS12}}
 	folder := filepath.Dir(path)
 	if err := c.setCluster(cluster.Cluster, folder); err != nil {
 		return Config{}, fmt.Errorf("cluster %q: %w", cluster.Name, err)

@@ -25,17 +25,16 @@ type configMap struct {
 // ConfigMap is a configuration in the key "config" of a ConfigMap. Without the
 // ConfigMap, or without the key, the defaults hold, as upstream has it.
 type ConfigMap struct {
-	client   *kubeapi.Client
-	ref      kubeapi.Ref
-	settings configfile.Settings
-	loader   configfile.Loader
-	log      *slog.Logger
-	mirror   Mirror[configMap]
+	client *kubeapi.Client
+	ref    kubeapi.Ref
+	loader configfile.Loader
+	log    *slog.Logger
+	mirror Mirror[configMap]
 }
 
 // NewConfigMap makes the content from one ConfigMap.
 func NewConfigMap(client *kubeapi.Client, namespace, name string, settings configfile.Settings, log *slog.Logger) *ConfigMap {
-	return &ConfigMap{client: client, ref: kubeapi.ConfigMaps.In(namespace).Named(name), settings: settings, loader: configfile.Loader{Settings: settings}, log: log}
+	return &ConfigMap{client: client, ref: kubeapi.ConfigMaps.In(namespace).Named(name), loader: configfile.Loader{Settings: settings}, log: log}
 }
 
 // Follow implements Content.
