@@ -177,6 +177,9 @@ func (r *Reviewer) configMap(req *Request) (f finding, before func() bool, err e
 	if f.problems = configfile.Problems(err); err != nil && len(f.problems) == 0 {
 		return f, nil, err
 	}
+	if _, isText := now.Data[configKey]; !isText {
+		f.warnings = append(f.warnings, fmt.Sprintf("the key %q is binary data, which agents with --config-source=kube do not read; write it as text, in UTF-8", configKey))
+	}
 	for _, w := range result.Warnings {
 		f.warnings = append(f.warnings, w.String())
 	}

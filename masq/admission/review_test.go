@@ -111,11 +111,16 @@ func TestUnchangedTextIsNotRefused(t *testing.T) {
 	}
 }
 
-// What kubectl takes for no text goes to binaryData.
+// What kubectl takes for no text goes to binaryData, which a volume has and
+// the agents' own look at the API has not.
 func TestBinaryData(t *testing.T) {
 	req := configMapOf("kube-system", "ip-masq-agent", nil)
 	req.Object = json.RawMessage(`{"metadata": {"name": "ip-masq-agent"}, "binaryData": {"config": "LSD/"}}`)
 	if got := reviewer(configfile.Settings{}).Review(req); got.Allowed {
+		t.Errorf("%+v", got)
+	}
+	req.Object = json.RawMessage(`{"metadata": {"name": "ip-masq-agent"}, "binaryData": {"config": "e30K"}}`)
+	if got := reviewer(configfile.Settings{}).Review(req); !got.Allowed || len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "binary data") {
 		t.Errorf("%+v", got)
 	}
 }
