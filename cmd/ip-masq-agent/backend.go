@@ -14,8 +14,6 @@ import (
 	"sordino/masq/nftables"
 )
 
-type logger = *slog.Logger
-
 // ownTable is the nftables table that is ours.
 const ownTable = "ip-masq-agent"
 
