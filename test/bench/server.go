@@ -80,7 +80,7 @@ type server struct {
 }
 
 // startServer starts the program on a data folder and waits until it answers.
-func startServer(ctx context.Context, b *bench, dir string) (*server, error) {
+func startServer(ctx context.Context, b *bench, dir string, flags ...string) (*server, error) {
 	// A port that is free now; the kernel does not give it to anybody else soon.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -92,6 +92,7 @@ func startServer(ctx context.Context, b *bench, dir string) (*server, error) {
 	}
 	s := &server{dir: dir, exited: make(chan struct{})}
 	s.cmd = exec.Command(b.server, "serve", "--data", dir, "--listen", address, "--agent-binary", b.agent)
+	s.cmd.Args = append(s.cmd.Args, flags...)
 	s.cmd.Stdout, s.cmd.Stderr = &s.output, &s.output
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, who stop it
 	began := time.Now()
@@ -169,6 +170,16 @@ func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<
 func (c *caller) create(ctx context.Context, id string) (operation string, err error) {
 	body := fmt.Sprintf(`{"name": "%s/environments/%s", "config": {"nodeCount": 3, "softwareConfig": {"imageVersion": "composer-1.20.12-airflow-1.10.15"},
 		"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true, "clusterIpv4CidrBlock": "/23", "servicesIpv4CidrBlock": "/27"}, "enableIpMasqAgent": true}}}`, place, id)
+	return c.begin(ctx, id, body)
+}
+
+// createAsClusterIs is create with the ranges and nodes that a cluster has.
+func (c *caller) createAsClusterIs(ctx context.Context, id string) (operation string, err error) {
+	return c.begin(ctx, id, fmt.Sprintf(`{"name": "%s/environments/%s", "config": {"softwareConfig": {"imageVersion": "composer-1.20.12-airflow-1.10.15"},
+		"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true}, "enableIpMasqAgent": true}}}`, place, id))
+}
+
+func (c *caller) begin(ctx context.Context, id, body string) (operation string, err error) {
 	answer, err := c.do(ctx, "POST", "/v1/"+place.String()+"/environments", body)
 	if err != nil {
 		return "", err
