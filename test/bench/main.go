@@ -35,7 +35,7 @@ var measurements = []measurement{
 	{"swap", configSwap}, {"drift", drift}, {"load", firstLoad}, {"change", oneChanged},
 	{"connections", newConnections}, {"forwarding", forwarding}, {"endurance", endurance}, {"idle", idle},
 	{"create", createAccepted}, {"reading", reading}, {"startup", startup}, {"three-nodes", threeNodes}, {"twenty", twentyAtOnce},
-	{"kubernetes", kubernetes},
+	{"kubernetes", kubernetes}, {"fleet", fleet},
 }
 
 // bench is what all measurements share.

@@ -175,8 +175,12 @@ func (c *caller) create(ctx context.Context, id string) (operation string, err e
 
 // createAsClusterIs is create with the ranges and nodes that a cluster has.
 func (c *caller) createAsClusterIs(ctx context.Context, id string) (operation string, err error) {
-	return c.begin(ctx, id, fmt.Sprintf(`{"name": "%s/environments/%s", "config": {"softwareConfig": {"imageVersion": "composer-1.20.12-airflow-1.10.15"},
-		"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true}, "enableIpMasqAgent": true}}}`, place, id))
+	return c.begin(ctx, id, clusterBody(id))
+}
+
+func clusterBody(id string) string {
+	return fmt.Sprintf(`{"name": "%s/environments/%s", "config": {"softwareConfig": {"imageVersion": "composer-1.20.12-airflow-1.10.15"},
+		"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true}, "enableIpMasqAgent": true}}}`, place, id)
 }
 
 func (c *caller) begin(ctx context.Context, id, body string) (operation string, err error) {
