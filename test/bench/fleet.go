@@ -331,11 +331,11 @@ func (f *simulated) read(ctx context.Context) (memory int64, err error) {
 		return 0, err
 	}
 	file := filepath.Join(f.bench.dir, "clusters.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "clusters:\n- name: fleet\n  location: %s\n  kubeconfig: %s\n  nodeRange: 10.128.0.0/16\n  podRange: 10.16.0.0/14\n",
+	if err := os.WriteFile(file, fmt.Appendf(nil, "clusters:\n- name: fleet\n  location: %s\n  kubeconfig: %s\n  context: admin\n  nodeRange: 10.128.0.0/16\n  podRange: 10.16.0.0/14\n",
 		place.ID, f.cluster.Kubeconfig()), 0o600); err != nil {
 		return 0, err
 	}
-	s, err := startServer(ctx, f.bench, filepath.Join(f.bench.dir, "data"), "--clusters", file)
+	s, err := startServerWith(ctx, f.bench, filepath.Join(f.bench.dir, "data"), "--clusters", file)
 	if err != nil {
 		return 0, err
 	}

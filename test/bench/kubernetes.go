@@ -13,8 +13,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -71,11 +71,11 @@ func kubernetes(ctx context.Context, b *bench) (rows []row, err error) {
 // last one there.
 func createOn(ctx context.Context, b *bench, c *kubetest.Cluster) (took []time.Duration, err error) {
 	file := filepath.Join(b.dir, "clusters.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "clusters:\n- name: bench\n  location: %s\n  kubeconfig: %s\n  nodeRange: %s\n  podRange: %s\n  probe: %s:%d\n",
+	if err := os.WriteFile(file, fmt.Appendf(nil, "clusters:\n- name: bench\n  location: %s\n  kubeconfig: %s\n  context: admin\n  nodeRange: %s\n  podRange: %s\n  probe: %s:%d\n",
 		place.ID, c.Kubeconfig(), kubetest.NodeRange, kubetest.PodRange, kubetest.ServiceAddress, probe.Port), 0o600); err != nil {
 		return nil, err
 	}
-	s, err := startServer(ctx, b, filepath.Join(b.dir, "data"), "--clusters", file,
+	s, err := startServerWith(ctx, b, filepath.Join(b.dir, "data"), "--clusters", file,
 		"--agent-image", images.Registry+"/"+images.Agent.Name+":"+imageTag, "--sordino-image", images.Registry+"/"+images.Server.Name+":"+imageTag)
 	if err != nil {
 		return nil, err
@@ -133,9 +133,11 @@ func editConfigMap(ctx context.Context, c *kubetest.Cluster) (took []time.Durati
 	}()
 	const edits = 101
 	for i := range edits {
-		patch := fmt.Appendf(nil, `{"data": {"config": %q}}`, list(64, i))
+		// Applied: an environment without a configuration has no ConfigMap.
+		config := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": "ip-masq-agent"},
+			"data": map[string]any{"config": list(64, i)}}}
 		began := time.Now()
-		if _, err := maps.Patch(ctx, "ip-masq-agent", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		if _, err := maps.Apply(ctx, "ip-masq-agent", config, metav1.ApplyOptions{FieldManager: "bench", Force: true}); err != nil {
 			return nil, 0, err
 		}
 		var last time.Time

@@ -79,8 +79,14 @@ type server struct {
 	ready time.Duration
 }
 
-// startServer starts the program on a data folder and waits until it answers.
-func startServer(ctx context.Context, b *bench, dir string, flags ...string) (*server, error) {
+// startServer starts the program, with clusters on this machine, on a data
+// folder and waits until it answers.
+func startServer(ctx context.Context, b *bench, dir string) (*server, error) {
+	return startServerWith(ctx, b, dir, "--agent-binary", b.agent)
+}
+
+// startServerWith is startServer for other kinds of clusters.
+func startServerWith(ctx context.Context, b *bench, dir string, flags ...string) (*server, error) {
 	// A port that is free now; the kernel does not give it to anybody else soon.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -91,7 +97,7 @@ func startServer(ctx context.Context, b *bench, dir string, flags ...string) (*s
 		return nil, err
 	}
 	s := &server{dir: dir, exited: make(chan struct{})}
-	s.cmd = exec.Command(b.server, "serve", "--data", dir, "--listen", address, "--agent-binary", b.agent)
+	s.cmd = exec.Command(b.server, "serve", "--data", dir, "--listen", address)
 	s.cmd.Args = append(s.cmd.Args, flags...)
 	s.cmd.Stdout, s.cmd.Stderr = &s.output, &s.output
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, who stop it
