@@ -413,6 +413,8 @@ type nobody struct{}
 func (nobody) Remove(context.Context) (removed, unreadable []string, err error) { return nil, nil, nil }
 func (nobody) Watch(ctx context.Context, _ func()) error                        { <-ctx.Done(); return nil }
 
+func (nobody) Translators(context.Context) ([]agent.Translator, error) { return nil, nil }
+
 type nowhere struct{}
 
 func (nowhere) Facts() (masq.Facts, error)                { return masq.Facts{}, nil }
