@@ -83,9 +83,12 @@ var (
 	NodeRange    = netip.MustParsePrefix("10.89.0.0/24")
 )
 
-// startTime is how long a component may take to be ready: seconds alone, more
-// when a machine of two cores does other things.
-const startTime = 90 * time.Second
+// startTime is how long a component may take to be ready: seconds on an idle
+// machine. One that ends is not waited for.
+const startTime = 4 * time.Minute
+
+// callTime is how long one call of the API may take.
+const callTime = 10 * time.Second
 
 // Cluster is a running Kubernetes.
 type Cluster struct {
@@ -420,6 +423,8 @@ func (c *Cluster) Patch(ctx context.Context, path, patch string) error {
 }
 
 func (c *Cluster) call(ctx context.Context, method, path, body string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, c.Server()+path, strings.NewReader(body))
 	if err != nil {
 		return nil, err
