@@ -282,7 +282,7 @@ func record(audit *access.Audit) func(context.Context, wire.Call, wire.Outcome) 
 // time; environments stay up.
 func (s *server) run(ctx context.Context) (err error) {
 	// A server is idle nearly always: less memory is worth some more collecting.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(35)
 	defer func() { err = errors.Join(err, s.close()) }()
 	working, stopWorking := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWorking()

@@ -234,7 +234,7 @@ func (c *cluster) conflict(foreign []*unstructured.Unstructured, why []string) e
 			namespace = "-n " + o.GetNamespace() + " "
 		}
 		fmt.Fprintf(&remedy, "\n\t%s %slabel %s %s %s=", c.kubectl(), namespace, strings.ToLower(o.GetKind()), o.GetName(), clusters.EnvironmentLabel)
-		e.Preconditions = append(e.Preconditions, environment.Precondition{Type: "CLUSTER_OBJECT", Subject: nameOf(o), Description: why[i]})
+		e.Preconditions = append(e.Preconditions, environment.Precondition{Type: "OBJECT", Subject: nameOf(o), Description: why[i]})
 	}
 	e.Message += "\ndelete them, or hand them over, and then ask again:" + remedy.String()
 	return e

@@ -22,6 +22,14 @@ import (
 // its label and by the claim, which goes last: until then the next attempt, of
 // this server or of another, finds what there is to do.
 func (d *Driver) Remove(e *environment.Environment) []reconcile.Step {
+	if d.Clusters.ByName(e.Cluster) == nil {
+		// Perhaps it is no more: its environment must be deletable all the same.
+		return []reconcile.Step{{Name: "leave the cluster as it is", Do: func(context.Context) (string, error) {
+			detail := fmt.Sprintf("the cluster %s is not declared any more: nothing was removed from it", e.Cluster)
+			d.Log.Warn("a cluster is left as it is", "environment", e.Name.String(), "cluster", e.Cluster, "why", detail)
+			return detail, nil
+		}}}
+	}
 	t := tenant{uuid: e.UUID, name: e.Name.String()}
 	var steps []reconcile.Step
 	for _, s := range d.removal(t) {
