@@ -54,7 +54,7 @@ func New(o Options) *Driver { return &Driver{o} }
 const (
 	applyTime = 20 * time.Second
 	waitTime  = 30 * time.Second
-	proofTime = 15 * time.Second
+	proofTime = 30 * time.Second
 )
 
 // step is one on the environment's cluster.

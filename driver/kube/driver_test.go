@@ -3,12 +3,18 @@ package kubedriver
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"sordino/clusters"
+	"sordino/driver"
 	"sordino/environment"
+	"sordino/reconcile"
 )
 
 const (
@@ -34,10 +40,11 @@ func TestEnvironmentIsMadeChangedAndRemoved(t *testing.T) {
 	}
 
 	// Again changes nothing.
-	versions := func() string {
+	versionsOf := func(e *environment.Environment) string {
 		return w.kubectl("get", "daemonsets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings", "-A", "-l", "sordino.dev/environment="+e.UUID,
 			"-o", `jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.uid} {.metadata.generation}{"\n"}{end}`)
 	}
+	versions := func() string { return versionsOf(e) }
 	before := versions()
 	w.ensure(d, e)
 	if after := versions(); before != after {
@@ -65,6 +72,16 @@ func TestEnvironmentIsMadeChangedAndRemoved(t *testing.T) {
 	}
 	if got := w.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.conditions[*].type} {.items[*].metadata.annotations}"); strings.Contains(got, conditionType) || strings.Contains(got, ownAnnotations) {
 		t.Errorf("left on the Nodes: %s", got)
+	}
+	// A claim that was deleted by hand keeps nothing from being cleaned up.
+	again := newEnvironment(config1)
+	w.ensure(d, again)
+	w.kubectl("delete", "namespace", "sordino")
+	if details, err := run(t.Context(), d.Remove(again)); err != nil || details["take the rules away"] != "rules and conditions removed on 3 nodes" {
+		t.Errorf("%q, %v", details, err)
+	}
+	if left := versionsOf(again); left != "" {
+		t.Errorf("left over without a claim:\n%s", left)
 	}
 	if o, err := d.Observe(t.Context(), e); err != nil || o.Generation != 0 || len(o.Nodes) != 3 || o.Nodes[0].Ready {
 		t.Errorf("after the removal: %+v, %v", o, err)
@@ -157,6 +174,23 @@ spec:
 	}
 	if after := generation(); before != after {
 		t.Errorf("the removal touched it: %s, %s", before, after)
+	}
+
+	// An environment without the agent goes beside it, and says so.
+	without := newEnvironment("")
+	without.Spec.Config.NodeConfig.EnableIpMasqAgent = false
+	details := w.ensure(d, without)
+	if got := details["apply the workers"]; !strings.Contains(got, "a DaemonSet kube-system/ip-masq-agent that is not this environment's") {
+		t.Errorf("without the agent: %q", details)
+	}
+	if err := w.inPlace(d, without); err != nil {
+		t.Error(err)
+	}
+	if _, err := run(t.Context(), d.Remove(without)); err != nil {
+		t.Fatal(err)
+	}
+	if after := generation(); before != after {
+		t.Errorf("an environment without the agent touched it: %s, %s", before, after)
 	}
 
 	// Handed over, nothing of the former is left in it.
@@ -275,5 +309,40 @@ func TestErrorsNameThePod(t *testing.T) {
 	var final *environment.Error
 	if errors.As(err, &final) {
 		t.Error("it would not be tried again")
+	}
+}
+
+// A cluster that does not answer is named, and tried again.
+func TestClusterThatDoesNotAnswer(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), []byte(`{apiVersion: v1, kind: Config,
+  clusters: [{name: c, cluster: {server: "https://127.0.0.1:1"}}], users: [{name: u, user: {token: t}}], contexts: [{name: one, context: {cluster: c, user: u}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, err := clusters.Parse(filepath.Join(dir, "clusters.yaml"), []byte("clusters: [{name: cluster-1, location: l, kubeconfig: kubeconfig, context: one, nodeRange: 10.89.0.0/24, podRange: 10.88.0.0/16}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, e := New(Options{Clusters: all, Server: "s", Now: time.Now, Log: slog.New(slog.DiscardHandler)}), newEnvironment("")
+	for what, steps := range map[string][]reconcile.Step{"ensure": d.Ensure(e), "remove": d.Remove(e)} {
+		_, err := steps[0].Do(t.Context())
+		var final *environment.Error
+		if err == nil || errors.As(err, &final) || !strings.Contains(err.Error(), "cluster cluster-1 at https://127.0.0.1:1: ") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := d.Observe(t.Context(), e); !errors.Is(err, reconcile.ErrUnreachable) {
+		t.Errorf("observed: %v", err)
+	}
+	if removed, err := d.Prune(t.Context(), nil); err != nil || removed != nil {
+		t.Errorf("pruned %v, %v: others would wait", removed, err)
+	}
+	if _, err := d.Explain(t.Context(), e, driver.Flow{}); environment.CodeOf(err) != environment.FailedPrecondition {
+		t.Errorf("explained: %v", err)
+	}
+	e.Cluster = "cluster-2"
+	_, err = d.Ensure(e)[0].Do(t.Context())
+	if environment.CodeOf(err) != environment.FailedPrecondition || !strings.Contains(err.Error(), "declare it in the clusters file again") {
+		t.Errorf("not declared: %v", err)
 	}
 }

@@ -18,7 +18,6 @@ import (
 // What an agent tells on its Node; docs/kubernetes.md has the meanings.
 const (
 	conditionType = "IPMasqueradeReady"
-	rejected      = "ConfigRejected"
 
 	generationAnnotation = "sordino.dev/masq-generation"
 	hashAnnotation       = "sordino.dev/masq-hash"
@@ -111,7 +110,7 @@ func (n *node) network() *environment.NodeNetwork {
 // empty when it does, or has not looked at it.
 func (n *node) rejects(digest string) string {
 	c := n.condition(conditionType)
-	if c == nil || c.Status != "False" || c.Reason != rejected || n.Metadata.Annotations[digestAnnotation] != digest {
+	if c == nil || c.Status != "False" || c.Reason != "ConfigRejected" && c.Reason != "PlanRejected" || n.Metadata.Annotations[digestAnnotation] != digest {
 		return ""
 	}
 	return c.Message

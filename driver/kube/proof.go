@@ -14,7 +14,7 @@ import (
 )
 
 // atOnce is how many Pods are asked at a time.
-const atOnce = 16
+const atOnce = 32
 
 // prove sends a packet from every worker to the cluster's probe target, and
 // compares whom it saw with what the configuration means. When all is as it

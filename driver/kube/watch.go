@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -197,7 +198,11 @@ func (d *Driver) listen(ctx context.Context, declared *clusters.Cluster, s selec
 			continue
 		}
 		if !lost {
-			d.Log.Debug("a cluster cannot be listened to; it is tried again", "cluster", declared.Name, "what", s.resource.Resource, "error", err)
+			level := slog.LevelDebug // the reconciler warns of an environment that cannot be seen
+			if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+				level = slog.LevelWarn
+			}
+			d.Log.Log(ctx, level, "a cluster cannot be listened to; it is tried again", "cluster", declared.Name, "what", s.resource.Resource, "error", err)
 		}
 		lost = true
 		t := time.NewTimer(retry)
