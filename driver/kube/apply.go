@@ -2,7 +2,6 @@ package kubedriver
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -348,14 +347,4 @@ func (c *cluster) remove(ctx context.Context, uuid string, o *unstructured.Unstr
 		return false, fmt.Errorf("deleting %s: %w", nameOf(o), err)
 	}
 	return true, nil
-}
-
-// object makes one of a Go value that is JSON.
-func object(value any) (*unstructured.Unstructured, error) {
-	text, err := json.Marshal(value)
-	if err != nil {
-		return nil, err
-	}
-	o := &unstructured.Unstructured{}
-	return o, o.UnmarshalJSON(text)
 }

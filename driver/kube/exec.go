@@ -9,9 +9,9 @@ import (
 	"strings"
 	"syscall"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/util/exec"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"sordino/driver"
 )

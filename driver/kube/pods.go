@@ -289,7 +289,7 @@ func (c *cluster) gone(ctx context.Context, s set) error {
 			}
 		}
 		if len(left) > 0 {
-			return fmt.Errorf("Pods of the %s are still there: %s; on a node that does not answer they stay until it is back, or its Node is deleted", s, some(left))
+			return fmt.Errorf("there are still Pods of the %s: %s; on a node that does not answer they stay until it is back, or its Node is deleted", s, some(left))
 		}
 		return nil
 	})
