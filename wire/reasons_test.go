@@ -18,7 +18,6 @@ import (
 var noReasons = map[string]string{
 	"NETWORKING_TYPE_UNSPECIFIED": "a value of an enum",
 	"PRIVATE_SERVICE_CONNECT":     "a value of an enum",
-	"CLUSTER_OBJECT":              "the type of a precondition",
 }
 
 // TestDocumentedReasons holds the section "Reasons" of docs/api.md to the
