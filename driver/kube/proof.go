@@ -20,17 +20,15 @@ const atOnce = 32
 // compares whom it saw with what the configuration means. When all is as it
 // should be, or there is no target, the generation counts as in place.
 func (d *Driver) prove(ctx context.Context, c *cluster, e *environment.Environment) (string, error) {
-	proof, detail, err := "", "", error(nil)
+	proof, detail := "", fmt.Sprintf("not proven: the cluster %s has no probe target; declare one under probe: in the clusters file", c.Name)
 	if c.Probe.IsValid() {
-		proof, detail, err = d.proof(ctx, c, e)
-	} else {
-		detail = fmt.Sprintf("not proven: the cluster %s has no probe target; declare one under probe: in the clusters file", c.Name)
-	}
-	if err != nil {
-		return "", err
-	}
-	if proof != "" {
-		detail = proof
+		packets, err := c.send(ctx, workerSet)
+		if err != nil {
+			return "", err
+		}
+		if proof, detail, err = judge(e, packets); err != nil {
+			return "", err
+		}
 	}
 	machines, err := c.nodes(ctx)
 	if err != nil {
@@ -44,13 +42,9 @@ func (d *Driver) prove(ctx context.Context, c *cluster, e *environment.Environme
 	})
 }
 
-// proof is what the target saw; or, without one, the detail says why that
-// proves nothing.
-func (d *Driver) proof(ctx context.Context, c *cluster, e *environment.Environment) (proof, detail string, err error) {
-	packets, err := c.send(ctx, workerSet)
-	if err != nil {
-		return "", "", err
-	}
+// judge compares what the target saw with what the configuration means. The
+// proof is what it saw; without one, the detail says why that proves nothing.
+func judge(e *environment.Environment, packets []packet) (proof, detail string, err error) {
 	var sentences, unproven []string
 	var errs []error
 	for _, p := range packets {
@@ -69,6 +63,8 @@ func (d *Driver) proof(ctx context.Context, c *cluster, e *environment.Environme
 			sentences = append(sentences, fmt.Sprintf("%s was seen as %s by %s (the agent is not enabled)", p.From, p.SeenAs, p.To))
 		case err != nil && e.AgentEnabled():
 			errs = append(errs, fmt.Errorf("%s: %w", p.on, err))
+		case !e.AgentEnabled():
+			unproven = append(unproven, fmt.Sprintf("%s did not answer %s (%s)", p.To, p.From, p.Err))
 		case !p.SeenAs.IsValid():
 			unproven = append(unproven, fmt.Sprintf("%s keeps its own address, and %s did not answer it (%s)", p.From, p.To, p.Err))
 		default:
@@ -81,11 +77,13 @@ func (d *Driver) proof(ctx context.Context, c *cluster, e *environment.Environme
 	case len(unproven) > 0:
 		return "", "not proven: " + some(unproven), nil
 	case len(sentences) == 1:
-		return sentences[0], "", nil
+		proof = sentences[0]
 	case !e.AgentEnabled():
-		return some(sentences), "", nil
+		proof = some(sentences)
+	default:
+		proof = fmt.Sprintf("%s; the Pods of %s likewise", sentences[0], driver.Count(len(sentences)-1, "other node"))
 	}
-	return fmt.Sprintf("%s; the Pods of %s likewise", sentences[0], driver.Count(len(sentences)-1, "other node")), "", nil
+	return proof, proof, nil
 }
 
 // packet is one from a node.

@@ -1,0 +1,84 @@
+package kubedriver
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"sordino/driver"
+)
+
+func TestJudge(t *testing.T) {
+	const exempt = "nonMasqueradeCIDRs: [203.0.113.0/24]\n"
+	pod1, pod2 := netip.MustParseAddr("10.88.1.2"), netip.MustParseAddr("10.88.2.2")
+	node1, node2, to := netip.MustParseAddr("10.89.0.11"), netip.MustParseAddr("10.89.0.12"), netip.MustParseAddr("203.0.113.7")
+	sent := func(seen1, seen2 netip.Addr) []packet {
+		return []packet{
+			{driver.Packet{From: pod1, To: to, Node: []netip.Addr{node1}, SeenAs: seen1, Err: "no answer within 5s"}, "n1"},
+			{driver.Packet{From: pod2, To: to, Node: []netip.Addr{node2}, SeenAs: seen2, Err: "no answer within 5s"}, "n2"},
+		}
+	}
+	nobody := netip.Addr{}
+	for name, test := range map[string]struct {
+		config        string
+		without       bool
+		seen1, seen2  netip.Addr
+		proof, detail string
+		err           string
+	}{
+		"masqueraded":           {seen1: node1, seen2: node2, proof: "10.88.1.2 was seen as 10.89.0.11 by 203.0.113.7; the Pods of 1 other node likewise"},
+		"one is not":            {seen1: node1, seen2: pod2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.88.2.2, and should have seen 10.89.0.12"},
+		"as the other node":     {seen1: node1, seen2: node1, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.11, and should have seen 10.89.0.12"},
+		"no answer":             {seen1: node1, seen2: nobody, err: "n2: 203.0.113.7 saw nothing of 10.88.2.2 (no answer within 5s), and should have seen 10.89.0.12"},
+		"exempt":                {config: exempt, seen1: pod1, seen2: pod2, proof: "10.88.1.2 kept its own address towards 203.0.113.7 (203.0.113.7 is inside 203.0.113.0/24"},
+		"exempt and masked":     {config: exempt, seen1: pod1, seen2: node2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.12, and should have seen 10.88.2.2"},
+		"exempt and no answer":  {config: exempt, seen1: pod1, seen2: nobody, detail: "not proven: 10.88.2.2 keeps its own address, and 203.0.113.7 did not answer it (no answer within 5s)"},
+		"without the agent":     {without: true, seen1: pod1, seen2: node2, proof: "10.88.1.2 was seen as 10.88.1.2 by 203.0.113.7 (the agent is not enabled), 10.88.2.2 was seen as 10.89.0.12"},
+		"without it, no answer": {without: true, seen1: nobody, seen2: nobody, detail: "not proven: 203.0.113.7 did not answer 10.88.1.2 (no answer within 5s)"},
+	} {
+		e := newEnvironment(test.config)
+		e.Spec.Config.NodeConfig.EnableIpMasqAgent = !test.without
+		proof, detail, err := judge(e, sent(test.seen1, test.seen2))
+		if test.detail == "" {
+			test.detail = test.proof
+		}
+		if !strings.HasPrefix(proof, test.proof) || (proof == "") != (test.proof == "") || !strings.HasPrefix(detail, test.detail) {
+			t.Errorf("%s: %q, %q", name, proof, detail)
+		}
+		if (err == nil) != (test.err == "") || err != nil && !strings.HasPrefix(err.Error(), test.err) {
+			t.Errorf("%s: %v, want %q", name, err, test.err)
+		}
+	}
+}
+
+func TestWhatANodeLacks(t *testing.T) {
+	now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+	with := func(digest, status, reason, message string, ago time.Duration) *node {
+		n := &node{}
+		n.Metadata.Annotations = map[string]string{digestAnnotation: digest}
+		n.Status.Conditions = []condition{{Type: conditionType, Status: status, Reason: reason, Message: message, LastHeartbeatTime: now.Add(-ago)}}
+		return n
+	}
+	for name, test := range map[string]struct {
+		n       *node
+		lacks   string
+		rejects string
+	}{
+		"in place":         {n: with("d", "True", "RulesInPlace", "generation 1", time.Minute)},
+		"nothing said":     {n: &node{}, lacks: "its agent has not said anything yet"},
+		"another text":     {n: with("e", "True", "RulesInPlace", "", 0), lacks: "its agent has not looked at the configuration yet"},
+		"rejects":          {n: with("d", "False", "ConfigRejected", "ip-masq-agent:1:2: no", 0), lacks: "ConfigRejected: ip-masq-agent:1:2: no", rejects: "ip-masq-agent:1:2: no"},
+		"rejected another": {n: with("e", "False", "ConfigRejected", "no", 0), lacks: "its agent has not looked at the configuration yet"},
+		"cannot plan":      {n: with("d", "False", "PlanRejected", "no such address", 0), lacks: "PlanRejected: no such address", rejects: "no such address"},
+		"cannot apply":     {n: with("d", "False", "ApplyFailed", "EPERM", 0), lacks: "ApplyFailed: EPERM"},
+		"silent":           {n: with("d", "True", "RulesInPlace", "", 17*time.Minute), lacks: "its agent has said nothing since 2026-11-28T23:43:00Z"},
+	} {
+		if got := test.n.lacks("d", now); !strings.HasPrefix(got, test.lacks) || (got == "") != (test.lacks == "") {
+			t.Errorf("%s: lacks %q", name, got)
+		}
+		if got := test.n.rejects("d"); got != test.rejects {
+			t.Errorf("%s: rejects %q", name, got)
+		}
+	}
+}
