@@ -20,7 +20,7 @@ clusters:
   nodeRange: 10.89.0.0/24
   podRange: 10.88.0.0/16
   serviceRange: 10.96.0.0/16
-  probe: 10.89.0.100:7000
+  probe: 203.0.113.10:7000
 - name: cluster-2
   location: europe-west1
   kubeconfig: in-cluster
@@ -39,7 +39,7 @@ func TestLoad(t *testing.T) {
 	}
 	one := &Cluster{Name: "cluster-1", Location: "us-central1", Kubeconfig: "/etc/sordino/kubeconfig", Context: "one",
 		NodeRange: netip.MustParsePrefix("10.89.0.0/24"), PodRange: netip.MustParsePrefix("10.88.0.0/16"),
-		ServiceRange: netip.MustParsePrefix("10.96.0.0/16"), Probe: netip.MustParseAddrPort("10.89.0.100:7000")}
+		ServiceRange: netip.MustParsePrefix("10.96.0.0/16"), Probe: netip.MustParseAddrPort("203.0.113.10:7000")}
 	inside := &Cluster{Name: "cluster-2", Location: "europe-west1", Kubeconfig: InCluster, NodeRange: one.NodeRange, PodRange: one.PodRange}
 	same := cmp.Options{cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })}
 	if diff := cmp.Diff([]*Cluster{one, inside}, c.All(), same); diff != "" {
@@ -75,8 +75,10 @@ func TestMistakes(t *testing.T) {
 		{"kubeconfig: in-cluster", "kubeconfig: in-cluster\n  context: one", "c.yaml:14: context is given with kubeconfig: in-cluster, which has none; leave one of them out"},
 		{"nodeRange: 10.89.0.0/24", "nodeRange: 10.89.0.1/24", "c.yaml:7: nodeRange 10.89.0.1/24 has bits beyond its length; write 10.89.0.0/24"},
 		{"serviceRange: 10.96.0.0/16", "serviceRange: 10.88.16.0/20", "c.yaml:9: serviceRange 10.88.16.0/20 overlaps podRange 10.88.0.0/16; write the ranges that the cluster has: they cannot overlap"},
-		{"10.89.0.100:7000", "10.89.0.100", `c.yaml:10: probe "10.89.0.100" is not an IPv4 address with a port; write ADDRESS:PORT, for example 10.89.0.100:7000`},
-		{"10.89.0.100:7000", "10.88.0.100:7000", "c.yaml:10: probe 10.88.0.100:7000 is in the Pods' or the Services' range; use a target outside of the cluster: inside it, Pods are seen with their own addresses"},
+		{"203.0.113.10:7000", "203.0.113.10", `c.yaml:10: probe "203.0.113.10" is not an IPv4 address with a port; write ADDRESS:PORT, for example 203.0.113.10:7000`},
+		{"203.0.113.10:7000", "10.89.0.100:7000", "c.yaml:10: probe 10.89.0.100:7000 is in nodeRange 10.89.0.0/24, to which Pods always keep their own address; use a target outside of the cluster's ranges: a packet to this one proves nothing"},
+		{"203.0.113.10:7000", "10.88.0.100:7000", "c.yaml:10: probe 10.88.0.100:7000 is in podRange 10.88.0.0/16, to which Pods always keep their own address; use a target outside of the cluster's ranges: a packet to this one proves nothing"},
+		{"203.0.113.10:7000", "10.96.0.100:7000", "c.yaml:10: probe 10.96.0.100:7000 is in serviceRange 10.96.0.0/16, to which Pods always keep their own address; use a target outside of the cluster's ranges: a packet to this one proves nothing"},
 		{"clusters:", "clusters: 3\nignored:", "c.yaml:2: cannot unmarshal !!int `3` into what belongs here; write what the documented format has there\n" +
 			"c.yaml:3: the key \"ignored\" is unknown here; write one of the documented keys, or leave it out\n" +
 			"c.yaml:1: there is no cluster at all; declare one under clusters:"},

@@ -19,10 +19,11 @@ import (
 //	  nodeRange: 10.89.0.0/24               # what Nodes' addresses are from
 //	  podRange: 10.88.0.0/16                # what Nodes' Pod CIDRs are from
 //	  serviceRange: 10.96.0.0/16            # only for clusters without ServiceCIDR objects
-//	  probe: 10.89.0.100:7000               # answers every caller with its address; may be left out
+//	  probe: 203.0.113.10:7000              # answers every caller with its address; may be left out
 //
 // A relative kubeconfig is beside the file. Ranges are IPv4 in CIDR notation,
-// and no two of a cluster may overlap. The error joins every *yamlfile.Problem.
+// and no two of a cluster may overlap; the probe is in none of them, since they
+// are always exempt and it would prove nothing. The error joins every *yamlfile.Problem.
 func Load(path string) (*Clusters, error) {
 	text, err := yamlfile.Load(path, "clusters file", "--clusters")
 	if err != nil {
@@ -122,12 +123,14 @@ func read(r *yamlfile.Reader, d clusterDeclaration, dir string) *Cluster {
 		return c
 	}
 	r.At(d.Probe)
-	c.Probe, ok = probe(d.Probe.Text)
-	switch {
-	case !ok:
-		r.Problem(r.Line, fmt.Sprintf("probe %q is not an IPv4 address with a port", d.Probe.Text), "write ADDRESS:PORT, for example 10.89.0.100:7000")
-	case c.PodRange.Contains(c.Probe.Addr()) || c.ServiceRange.Contains(c.Probe.Addr()):
-		r.Problem(r.Line, fmt.Sprintf("probe %s is in the Pods' or the Services' range", c.Probe), "use a target outside of the cluster: inside it, Pods are seen with their own addresses")
+	if c.Probe, ok = probe(d.Probe.Text); !ok {
+		r.Problem(r.Line, fmt.Sprintf("probe %q is not an IPv4 address with a port", d.Probe.Text), "write ADDRESS:PORT, for example 203.0.113.10:7000")
+		return c
+	}
+	for _, t := range taken {
+		if t.prefix.Contains(c.Probe.Addr()) {
+			r.Problem(r.Line, fmt.Sprintf("probe %s is in %s %s, to which Pods always keep their own address", c.Probe, t.key, t.prefix), "use a target outside of the cluster's ranges: a packet to this one proves nothing")
+		}
 	}
 	return c
 }
