@@ -18,6 +18,7 @@ import (
 
 	"sordino/deploy"
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 )
 
 // apply applies a base as people do, with every field known to the server.
@@ -186,17 +187,12 @@ func testRights(t *testing.T, c *kubetest.Cluster) {
 	agent := newCaller(t, c, podToken(t, c, "ip-masq-agent", "n1"))
 	// The policy is in force a moment after it was made: until then the first
 	// refusal that takes it may not come.
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		code, _ := agent.do(t, "PATCH", "/api/v1/nodes/n2/status", fmt.Sprintf(ownStatus, 0))
-		if code == http.StatusForbidden {
-			break
+	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+		if code, _ := agent.do(t, "PATCH", "/api/v1/nodes/n2/status", fmt.Sprintf(ownStatus, 0)); code != http.StatusForbidden {
+			return fmt.Errorf("another Node's status was patched: %d", code)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("another Node's status was patched: %d", code)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return nil
+	})
 
 	for _, allowed := range []struct{ method, path, body string }{
 		{"GET", kubeSystem + "/configmaps/ip-masq-agent", ""},
@@ -330,17 +326,12 @@ func testCleanup(t *testing.T, c *kubetest.Cluster) {
 			t.Errorf("%s %s: %d, want %d: %s", request.method, request.path, code, request.want, text)
 		}
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		code, _ := cleanup.do(t, "PATCH", "/api/v1/nodes/n2/status", `{"metadata": {"annotations": {"sordino.dev/masq-hash": "x"}}}`)
-		if code == http.StatusForbidden {
-			return
+	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+		if code, _ := cleanup.do(t, "PATCH", "/api/v1/nodes/n2/status", `{"metadata": {"annotations": {"sordino.dev/masq-hash": "x"}}}`); code != http.StatusForbidden {
+			return fmt.Errorf("another Node's status was patched: %d", code)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("another Node's status was patched: %d", code)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 // testOtherBases applies the rest, with every field known to the server.
@@ -353,17 +344,10 @@ func testOtherBases(t *testing.T, c *kubetest.Cluster) {
 		t.Errorf("the agent's arguments are %s", args)
 	}
 	// A resource is known a moment after its definition.
-	deadline := time.Now().Add(30 * time.Second)
-	for {
+	testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
 		_, err := c.TryKubectl(t.Context(), "", "create", "--validate=strict", "-f", "egressnat/default.yaml")
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
+		return err
+	})
 	c.Kubectl(t, "", "delete", "--kustomize", "agent-egressnat", "--wait=false")
 }
 
@@ -417,13 +401,12 @@ func testTargetCluster(t *testing.T, c *kubetest.Cluster) {
 		code, _ := server.do(t, "POST", "/api/v1/namespaces/"+namespace+"/pods/"+pod+"/exec?command=x&stdout=true", "")
 		return code
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for exec("kube-system", "kube-proxy-1") != http.StatusForbidden {
-		if time.Now().After(deadline) {
-			t.Fatal("the server may run commands in kube-proxy")
+	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+		if code := exec("kube-system", "kube-proxy-1"); code != http.StatusForbidden {
+			return fmt.Errorf("the server may run commands in kube-proxy: %d", code)
 		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return nil
+	})
 	// There is no kubelet: what is allowed fails later.
 	for namespace, pod := range map[string]string{"sordino": "airflow-worker-1", "kube-system": "ip-masq-agent-1"} {
 		if code := exec(namespace, pod); code == http.StatusForbidden || code == http.StatusUnauthorized {

@@ -1,11 +1,13 @@
 package deploy_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 )
 
 // testWebhook runs the webhook as its manifest says: the API server reaches it
@@ -18,14 +20,12 @@ func testWebhook(t *testing.T, c *kubetest.Cluster) {
 		t.Fatal(err)
 	}
 	const bad = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ip-masq-agent, namespace: kube-system}\ndata: {config: 'resyncInterval: 60'}\n"
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
 		_, err := c.TryKubectl(t.Context(), bad, "create", "--dry-run=server", "-f", "-")
-		if err != nil && strings.Contains(err.Error(), "data.config:1:17: resyncInterval") {
-			break
+		if err == nil || !strings.Contains(err.Error(), "data.config:1:17: resyncInterval") {
+			return fmt.Errorf("a bad ConfigMap is not refused: %v", err)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("a bad ConfigMap is not refused: %v", err)
-		}
-	}
+		return nil
+	})
 	c.Kubectl(t, "", "delete", "--kustomize", "webhook", "--wait=false")
 }

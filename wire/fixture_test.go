@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -11,11 +10,12 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"sordino/internal/testwait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,29 +35,12 @@ type served struct {
 	t      testing.TB
 	addr   string // host:port
 	client *http.Client
-	log    *lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log    *testwait.Log
 }
 
 func serve(t testing.TB, change ...func(*Options)) *served {
 	t.Helper()
-	s := &served{memory: newMemory(), t: t, log: &lockedBuffer{}}
+	s := &served{memory: newMemory(), t: t, log: &testwait.Log{}}
 	o := Options{Environments: s.memory, Log: slog.New(slog.NewTextHandler(s.log, nil))}
 	for _, c := range change {
 		c(&o)

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 )
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -121,15 +122,10 @@ func TestRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A kind is known a moment after its definition.
-		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
 			_, err := c.TryKubectl(t.Context(), string(text), "apply", "-f", "-")
-			if err == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatal(err)
-			}
-		}
+			return err
+		})
 	}
 	f = read()
 	if len(f.Sources) != 2 || f.Sources[1].Name != "1 EgressNATPolicies" || f.Behind != nodes {

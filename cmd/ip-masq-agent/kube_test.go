@@ -1,8 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,32 +14,15 @@ import (
 	"sordino/internal/kubetest"
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
+	"sordino/internal/testwait"
 	"sordino/masq"
 )
 
-// buffer is a log that is read while it is written.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // background runs the program until the returned function is called, which
 // gives the exit status.
-func background(t *testing.T, ns *netns.NS, args ...string) (log *buffer, stop func() int) {
+func background(t *testing.T, ns *netns.NS, args ...string) (log *testwait.Log, stop func() int) {
 	t.Helper()
-	log = &buffer{}
+	log = &testwait.Log{}
 	ctx, cancel := context.WithCancel(t.Context())
 	code := make(chan int, 1)
 	go func() {
@@ -78,11 +61,12 @@ func TestKubeSource(t *testing.T) {
 	}
 	until := func(what string, within time.Duration, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("not within %v: %s", within, what)
+		testwait.Until(t, within, 5*time.Millisecond, func() error {
+			if !ok() {
+				return errors.New("not " + what)
 			}
-		}
+			return nil
+		})
 	}
 	held := func() (h masq.Held) {
 		t.Helper()

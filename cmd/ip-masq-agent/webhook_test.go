@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 )
 
 // configMapYAML is what a person would apply.
@@ -77,17 +78,12 @@ func startWebhook(t *testing.T, args ...string) (stop func()) {
 // eventually waits for what the API server does in the background.
 func eventually(t *testing.T, what string, ask func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := ask()
-		if err == nil {
-			return
+	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+		if err := ask(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 // A real API server asks the webhook with the objects that are shipped, and

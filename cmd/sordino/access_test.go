@@ -32,6 +32,7 @@ import (
 	masqv1 "sordino/api/sordino/masq/v1"
 	workerv1 "sordino/api/sordino/worker/v1"
 	"sordino/client"
+	"sordino/internal/testwait"
 )
 
 // issuer is an OIDC issuer on this machine.
@@ -463,17 +464,5 @@ func TestBrokenAgent(t *testing.T) {
 // eventually asks until there is no error.
 func eventually(t *testing.T, ask func() error) {
 	t.Helper()
-	deadline, look := time.After(20*time.Second), time.NewTicker(20*time.Millisecond)
-	defer look.Stop()
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatal(err)
-		case <-look.C:
-		}
-	}
+	testwait.Until(t, 20*time.Second, 20*time.Millisecond, ask)
 }

@@ -14,6 +14,7 @@ import (
 
 	"sordino/internal/kubetest"
 	"sordino/internal/probe"
+	"sordino/internal/testwait"
 )
 
 func TestClustersCheck(t *testing.T) {
@@ -75,7 +76,7 @@ func TestProbeServeAndWorker(t *testing.T) {
 	for _, args := range [][]string{{"worker"}, {"probe", "serve", "--listen", "127.0.0.1:0"}} {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan int, 1)
-		said := &log{}
+		said := &testwait.Log{}
 		go func() { ended <- run(ctx, args, strings.NewReader(""), said, said) }()
 		select {
 		case status := <-ended:
@@ -155,7 +156,7 @@ func TestServeOnClusters(t *testing.T) {
 		o := serveOptions{logFormat: "text", workers: 4}
 		o.data, o.listen = s.data, "127.0.0.1:0"
 		change(&o)
-		if _, err := newServer(t.Context(), o, &log{}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := newServer(t.Context(), o, &testwait.Log{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}

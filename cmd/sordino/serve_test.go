@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sordino/access"
+	"sordino/internal/testwait"
 	"sordino/lab/host"
 )
 
@@ -20,26 +21,8 @@ import (
 type serving struct {
 	*server
 	url, token, data string
-	log              *log
+	log              *testwait.Log
 	stop             func() error // ends it as SIGTERM does
-}
-
-// log is what a server writes, to be read while it does.
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 // serveHere starts a server and takes all that it made away when the test ends.
@@ -50,7 +33,7 @@ func serveHere(t *testing.T, change func(*serveOptions)) *serving {
 	if change != nil {
 		change(&o)
 	}
-	l := &log{}
+	l := &testwait.Log{}
 	s, err := newServer(t.Context(), o, l)
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 
 	"sordino/demo"
 	"sordino/internal/netnstest"
+	"sordino/internal/testwait"
 	"sordino/lab/host"
 )
 
@@ -205,15 +206,12 @@ func processes(t *testing.T) map[string]string {
 // there before.
 func nothingLeft(t *testing.T, before traces, seen map[string]string) {
 	t.Helper()
-	limit, tick := time.After(5*time.Second), time.NewTicker(5*time.Millisecond)
-	defer tick.Stop()
-	for left := processes(t); len(left) > 0 || !gone(seen); left = processes(t) {
-		select {
-		case <-limit:
-			t.Fatalf("left: %v, of %v", left, seen)
-		case <-tick.C:
+	testwait.Until(t, 5*time.Second, 5*time.Millisecond, func() error {
+		if left := processes(t); len(left) > 0 || !gone(seen) {
+			return fmt.Errorf("left: %v, of %v", left, seen)
 		}
-	}
+		return nil
+	})
 	after := look(t)
 	if diff := cmp.Diff(before.mounts, after.mounts); diff != "" {
 		t.Errorf("mounts (-before +after):\n%s", diff)

@@ -26,6 +26,7 @@ import (
 	"sordino/environment"
 	"sordino/environment/address"
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 	"sordino/reconcile"
 )
 
@@ -333,19 +334,7 @@ func (w *world) inPlace(d *Driver, e *environment.Environment) error {
 
 func (w *world) eventually(ask func() error) {
 	w.t.Helper()
-	deadline, look := time.After(30*time.Second), time.NewTicker(20*time.Millisecond)
-	defer look.Stop()
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			w.t.Fatal(err)
-		case <-look.C:
-		}
-	}
+	testwait.Until(w.t, 30*time.Second, 20*time.Millisecond, ask)
 }
 
 func (w *world) kubectl(args ...string) string {

@@ -22,6 +22,7 @@ import (
 
 	"sordino/environment"
 	"sordino/environment/address"
+	"sordino/internal/testwait"
 	"sordino/lab/host"
 	"sordino/reconcile"
 )
@@ -102,19 +103,7 @@ func gone(tb testing.TB, pid int) {
 // eventually asks until there is no error.
 func eventually(tb testing.TB, ask func() error) {
 	tb.Helper()
-	deadline, look := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
-	defer look.Stop()
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			tb.Fatal(err)
-		case <-look.C:
-		}
-	}
+	testwait.Until(tb, 20*time.Second, 5*time.Millisecond, ask)
 }
 
 // newEnvironment is one with the agent and a number of nodes.

@@ -1,6 +1,8 @@
 package kubetest_test
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"sordino/internal/kubetest"
 	"sordino/internal/netnstest"
+	"sordino/internal/testwait"
 )
 
 func TestAPIServer(t *testing.T) {
@@ -59,6 +62,11 @@ spec:
 
 func TestNodes(t *testing.T) {
 	c := kubetest.Start(t, kubetest.Options{Nodes: 2})
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.TryKubectl(context.Background(), "", "get", "pods", "-A", "-o", "wide"))
+		}
+	})
 	c.Kubectl(t, clients, "apply", "-f", "-")
 	if err := c.Rollout(t.Context(), "default", "client"); err != nil {
 		t.Fatal(err)
@@ -97,18 +105,13 @@ func TestNodes(t *testing.T) {
 // seen waits until the outside has seen a Pod of each node.
 func seen(t *testing.T, c *kubetest.Cluster, since time.Time, nodes ...string) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		missing := ""
+	testwait.Until(t, 30*time.Second, 20*time.Millisecond, func() error {
+		all := c.Service.Since(since)
 		for _, name := range nodes {
-			if !slices.ContainsFunc(c.Service.Since(since), func(s kubetest.Sighting) bool { return c.Node(name).Pods.Contains(s.From) }) {
-				missing = name
+			if !slices.ContainsFunc(all, func(s kubetest.Sighting) bool { return c.Node(name).Pods.Contains(s.From) }) {
+				return fmt.Errorf("the outside sees no Pod of %s; it sees %v", name, all)
 			}
 		}
-		if missing == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the outside sees no Pod of %s; it sees %v\n%s", missing, c.Service.Since(since), c.Kubectl(t, "", "get", "pods", "-A", "-o", "wide"))
-		}
-	}
+		return nil
+	})
 }

@@ -21,6 +21,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"sordino/internal/testwait"
 	"sordino/lab"
 )
 
@@ -346,15 +347,12 @@ func TestAHostWhoseFolderIsRemovedEnds(t *testing.T) {
 	if err := <-watched; err == nil {
 		t.Error("the host went on")
 	}
-	deadline, look := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
-	defer look.Stop()
-	for syscall.Kill(h.PID, 0) != syscall.ESRCH {
-		select {
-		case <-deadline:
-			t.Fatal("the host is still there")
-		case <-look.C:
+	testwait.Until(t, 20*time.Second, 5*time.Millisecond, func() error {
+		if syscall.Kill(h.PID, 0) != syscall.ESRCH {
+			return errors.New("the host is there")
 		}
-	}
+		return nil
+	})
 }
 
 func TestRequestsThatMakeNoSense(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 
 	"sordino/internal/kubeapi"
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 	"sordino/masq"
 	"sordino/masq/agent"
 	"sordino/masq/configfile"
@@ -172,11 +173,12 @@ func TestSource(t *testing.T) {
 	// The API server goes and comes back.
 	before, _ := s.Load()
 	k.StopAPI()
-	for deadline := time.Now().Add(20 * time.Second); len(s.Problems()) < 3; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("without an API server: %q", s.Problems())
+	testwait.Until(t, 20*time.Second, 10*time.Millisecond, func() error {
+		if p := s.Problems(); len(p) < 3 {
+			return fmt.Errorf("without an API server: %q", p)
 		}
-	}
+		return nil
+	})
 	if l, err := s.Load(); err != nil || !l.Config.Equal(before.Config) || l.Digest != before.Digest {
 		t.Errorf("losing the API server changed the configuration: %+v, %v", l, err)
 	}

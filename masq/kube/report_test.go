@@ -11,6 +11,7 @@ import (
 
 	"sordino/internal/kubeapi"
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 	"sordino/masq"
 	"sordino/masq/agent"
 )
@@ -57,18 +58,16 @@ func TestReporter(t *testing.T) {
 		t.Fatal(err)
 	}
 	admin := connect(t, k.Kubeconfig())
-	until := func(what string, ok func(told) bool) told {
+	until := func(what string, ok func(told) bool) (n told) {
 		t.Helper()
-		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			var n told
-			err := admin.Get(t.Context(), kubeapi.Nodes.Named("n1"), &n)
-			if err == nil && ok(n) {
-				return n
+		testwait.Until(t, 30*time.Second, 5*time.Millisecond, func() error {
+			n = told{}
+			if err := admin.Get(t.Context(), kubeapi.Nodes.Named("n1"), &n); err != nil || !ok(n) {
+				return fmt.Errorf("not %s: %+v, %v", what, n, err)
 			}
-			if time.Now().After(deadline) {
-				t.Fatalf("never %s: %+v, %v", what, n, err)
-			}
-		}
+			return nil
+		})
+		return n
 	}
 	reason := func(status, reason string) func(told) bool {
 		return func(n told) bool {
@@ -126,13 +125,13 @@ func TestReporter(t *testing.T) {
 		r.Observe(good, []agent.Event{{Reason: agent.RulesRepaired, Message: "table gone"}})
 	}
 	var described string
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
 		described = k.Kubectl(t, "", "describe", "node", "n1")
-		got := strings.Contains(described, "RulesRepaired") && k.Kubectl(t, "", "get", "events", "-n", "default", "-o", `jsonpath={.items[?(@.reason=="RulesRepaired")].count}`) == "5"
-		if got || time.Now().After(deadline) {
-			break
+		if count := k.Kubectl(t, "", "get", "events", "-n", "default", "-o", `jsonpath={.items[?(@.reason=="RulesRepaired")].count}`); count != "5" || !strings.Contains(described, "RulesRepaired") {
+			return fmt.Errorf("the Events RulesRepaired count %q, not 5:\n%s", count, described)
 		}
-	}
+		return nil
+	})
 	for _, want := range []string{"Normal   ConfigApplied", "Warning  ConfigRejected", "Warning  ApplyFailed", "Warning  RulesRepaired", "(x5 over", "ip-masq-agent", "IPMasqueradeReady"} {
 		if !strings.Contains(described, want) {
 			t.Errorf("%q is not in kubectl describe node:\n%s", want, described)
@@ -155,14 +154,12 @@ func TestReporter(t *testing.T) {
 	// The API server goes; what happened meanwhile is told when it is back.
 	k.StopAPI()
 	r.Observe(rejected, nil)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if n, problem := r.Failures(); n > 0 && problem != "" {
-			break
+	testwait.Until(t, 20*time.Second, 10*time.Millisecond, func() error {
+		if n, problem := r.Failures(); n == 0 || problem == "" {
+			return fmt.Errorf("losing the API server is not noticed: %d, %q", n, problem)
 		}
-		if time.Now().After(deadline) {
-			t.Fatal("losing the API server is not noticed")
-		}
-	}
+		return nil
+	})
 	if err := k.StartAPI(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ package clients
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,6 +27,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"sordino/internal/testwait"
 	"sordino/lab/host"
 )
 
@@ -52,26 +52,9 @@ type server struct {
 	client            *http.Client // without the token
 
 	cmd    *exec.Cmd
-	log    logBuffer
+	log    testwait.Log
 	keeper io.WriteCloser
 	frozen int // the lab's host, while it is stopped
-}
-
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // keep takes everything down when its input ends, also when that is because
@@ -124,7 +107,7 @@ func start(tb testing.TB, flags ...string) *server {
 
 	keeper := exec.Command("sh", "-c", keep, "sh", program, dir)
 	keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	keeperLog := &logBuffer{}
+	keeperLog := &testwait.Log{}
 	keeper.Stdout, keeper.Stderr = keeperLog, keeperLog
 	if s.keeper, err = keeper.StdinPipe(); err != nil {
 		tb.Fatal(err)
@@ -323,27 +306,15 @@ func (s *server) must(method, path, body string, header ...string) answer {
 // settle waits until no operation of a location runs.
 func (s *server) settle(location string) {
 	s.tb.Helper()
-	ctx, cancel := context.WithTimeout(s.tb.Context(), 2*time.Minute)
-	defer cancel()
-	look := time.NewTicker(20 * time.Millisecond)
-	defer look.Stop()
-	for {
-		running := ""
+	testwait.Until(s.tb, 2*time.Minute, 20*time.Millisecond, func() error {
 		operations, _ := s.must("GET", "/v1/"+location+"/operations?pageSize=100", "").json["operations"].([]any)
 		for _, o := range operations {
 			if o := o.(map[string]any); o["done"] != true {
-				running = o["name"].(string)
+				return fmt.Errorf("the operation %s has not ended", o["name"])
 			}
 		}
-		if running == "" {
-			return
-		}
-		select {
-		case <-look.C:
-		case <-ctx.Done():
-			s.tb.Fatalf("the operation %s does not end", running)
-		}
-	}
+		return nil
+	})
 }
 
 // createDocument makes the document's environment and waits for it.

@@ -20,6 +20,8 @@ import (
 	composerbeta "google.golang.org/api/composer/v1beta1"
 	"google.golang.org/api/googleapi"
 	"google.golang.org/api/option"
+
+	"sordino/internal/testwait"
 )
 
 // step is one request of a recording. The files in testdata/terraform hold what
@@ -259,15 +261,12 @@ func (p *provider) callBeta(s step, o []option.ClientOption, name string, query 
 
 func (p *provider) poll(done func() bool) {
 	p.t.Helper()
-	deadline, look := time.After(2*time.Minute), time.NewTicker(20*time.Millisecond)
-	defer look.Stop()
-	for !done() {
-		select {
-		case <-look.C:
-		case <-deadline:
-			p.t.Fatal("the operation does not end")
+	testwait.Until(p.t, 2*time.Minute, 20*time.Millisecond, func() error {
+		if !done() {
+			return errors.New("the operation has not ended")
 		}
-	}
+		return nil
+	})
 }
 
 // replace puts the field at a path as it is in another object; not there means

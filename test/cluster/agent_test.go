@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,12 +25,12 @@ func TestWithoutAgent(t *testing.T) {
 	netnstest.Run(t, c.Service.NS, firewall, "nft", "-f", "-")
 	defer netnstest.Run(t, c.Service.NS, "", "nft", "delete table ip firewall")
 	since := time.Now()
-	eventually(t, 10*time.Second, func() string {
+	eventually(t, 10*time.Second, func() error {
 		log := c.Kubectl(t, "", "logs", "-l", "app=client", "--tail=1", "--prefix")
 		if strings.Count(log, "i/o timeout") != len(c.Nodes) {
-			return "the clients are answered: " + log
+			return errors.New("the clients are answered: " + log)
 		}
-		return ""
+		return nil
 	})
 	if got := c.Service.Since(since.Add(time.Second)); len(got) > 0 {
 		t.Errorf("behind the firewall the service sees %v", got)
@@ -176,13 +177,13 @@ func TestBadConfigMap(t *testing.T) {
 			t.Errorf("%s says %s: %s", n.Metadata.Name, reason, message)
 		}
 	}
-	eventually(t, 10*time.Second, func() string {
+	eventually(t, 10*time.Second, func() error {
 		for _, n := range c.Nodes {
 			if out := c.Kubectl(t, "", "get", "events", "-A", "--field-selector", "reason=ConfigRejected,involvedObject.name="+n.Name, "-o", "name"); out == "" {
-				return "no Event ConfigRejected about " + n.Name
+				return errors.New("no Event ConfigRejected about " + n.Name)
 			}
 		}
-		return ""
+		return nil
 	})
 	during(t, asNode)
 	only(t, asNode, since)
@@ -204,12 +205,12 @@ func kill(t *testing.T, n *kubetest.Node) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 60*time.Second, func() error {
 		now, err := n.PIDs("ip-masq-agent")
 		if err != nil || len(now) == 0 || slices.Equal(now, pids) {
-			return fmt.Sprintf("the agent of %s is not back: %v, %v", n.Name, now, err)
+			return fmt.Errorf("the agent of %s is not back: %v, %v", n.Name, now, err)
 		}
-		return ""
+		return nil
 	})
 }
 

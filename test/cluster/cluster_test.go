@@ -26,6 +26,7 @@ import (
 	"sordino/deploy/images"
 	"sordino/internal/kubetest"
 	"sordino/internal/netnstest"
+	"sordino/internal/testwait"
 )
 
 var (
@@ -202,31 +203,23 @@ func nodes(t *testing.T) []node {
 	return list.Items
 }
 
-// eventually asks until nothing is said to be wrong.
-func eventually(t *testing.T, within time.Duration, ask func() string) {
+// eventually asks until there is no error.
+func eventually(t *testing.T, within time.Duration, ask func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
-		wrong := ask()
-		if wrong == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("still after %s: %s", within, wrong)
-		}
-	}
+	testwait.Until(t, within, 20*time.Millisecond, ask)
 }
 
 // converged waits until every Node says that its kernel holds a configuration.
 func converged(t *testing.T, config string) {
 	t.Helper()
 	digest := fmt.Sprintf("%x", sha256.Sum256([]byte(config)))
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 30*time.Second, func() error {
 		for _, n := range nodes(t) {
 			if status, reason, message := n.condition(); status != "True" || n.Metadata.Annotations["sordino.dev/masq-config"] != digest {
-				return fmt.Sprintf("%s says IPMasqueradeReady=%q, %s: %s; it looked at %s, wanted is %s", n.Metadata.Name, status, reason, message, n.Metadata.Annotations["sordino.dev/masq-config"], digest)
+				return fmt.Errorf("%s says IPMasqueradeReady=%q, %s: %s; it looked at %s, wanted is %s", n.Metadata.Name, status, reason, message, n.Metadata.Annotations["sordino.dev/masq-config"], digest)
 			}
 		}
-		return ""
+		return nil
 	})
 }
 
@@ -245,16 +238,16 @@ func isSeen(n *kubetest.Node, as string, from netip.Addr) bool {
 func seen(t *testing.T, as string, since time.Time, nodes ...*kubetest.Node) map[string]time.Time {
 	t.Helper()
 	first := map[string]time.Time{}
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 30*time.Second, func() error {
 		all := cluster.Service.Since(since)
 		for _, n := range nodes {
 			i := slices.IndexFunc(all, func(s kubetest.Sighting) bool { return isSeen(n, as, s.From) })
 			if i < 0 {
-				return fmt.Sprintf("the service has not seen a Pod of %s %s, among %d connections since then", n.Name, as, len(all))
+				return fmt.Errorf("the service has not seen a Pod of %s %s, among %d connections since then", n.Name, as, len(all))
 			}
 			first[n.Name] = all[i].At
 		}
-		return ""
+		return nil
 	})
 	return first
 }
@@ -290,7 +283,7 @@ func only(t *testing.T, as string, since time.Time) {
 func during(t *testing.T, as string) {
 	t.Helper()
 	from := time.Now()
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 30*time.Second, func() error {
 		for _, n := range cluster.Nodes {
 			count := 0
 			for _, s := range cluster.Service.Since(from) {
@@ -299,9 +292,9 @@ func during(t *testing.T, as string) {
 				}
 			}
 			if count < 10 {
-				return fmt.Sprintf("%s was seen %s only %d times", n.Name, as, count)
+				return fmt.Errorf("%s was seen %s only %d times", n.Name, as, count)
 			}
 		}
-		return ""
+		return nil
 	})
 }

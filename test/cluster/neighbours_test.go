@@ -123,12 +123,12 @@ func TestServices(t *testing.T) {
 	asks := func(ns *netns.NS, what, to string, want ...netip.Addr) {
 		t.Helper()
 		// kube-proxy and the CNI may need a moment for a new Pod.
-		eventually(t, 20*time.Second, func() string {
+		eventually(t, 20*time.Second, func() error {
 			from, err := ask(t.Context(), ns, to)
 			if err != nil || !slices.Contains(want, from) {
-				return fmt.Sprintf("%s at %s: the Pod that is asked sees %v (%v), not %v", what, to, from, err, want)
+				return fmt.Errorf("%s at %s: the Pod that is asked sees %v (%v), not %v", what, to, from, err, want)
 			}
-			return ""
+			return nil
 		})
 	}
 	outside := []netip.Addr{kubetest.ServiceAddress, kubetest.RouterAddress}

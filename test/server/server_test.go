@@ -3,7 +3,6 @@
 package server_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,11 +16,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"sordino/internal/testwait"
 	"sordino/lab/host"
 	"sordino/reconcile"
 	"sordino/store"
@@ -36,25 +35,7 @@ type world struct {
 
 	cmd    *exec.Cmd
 	exited chan struct{}
-	log    *log
-}
-
-// log is what all runs of the server wrote.
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	log    *testwait.Log // what all runs wrote
 }
 
 func program(t *testing.T, name string) string {
@@ -76,7 +57,7 @@ func newWorld(t *testing.T, data string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, data: data, address: l.Addr().String(), log: &log{}}
+	w := &world{t: t, data: data, address: l.Addr().String(), log: &testwait.Log{}}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -160,19 +141,7 @@ func (w *world) ended() int {
 
 func (w *world) eventually(ask func() error) {
 	w.t.Helper()
-	deadline, look := time.After(40*time.Second), time.NewTicker(3*time.Millisecond)
-	defer look.Stop()
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			w.t.Fatal(err)
-		case <-look.C:
-		}
-	}
+	testwait.Until(w.t, 40*time.Second, 3*time.Millisecond, ask)
 }
 
 const location = "projects/p/locations/us-central1"

@@ -14,6 +14,7 @@ import (
 
 	"sordino/internal/kubeapi"
 	"sordino/internal/kubetest"
+	"sordino/internal/testwait"
 	"sordino/masq/agent"
 	"sordino/masq/configfile"
 )
@@ -33,17 +34,12 @@ func policyYAML(name string, cidrs ...string) string {
 
 func eventually(t *testing.T, what string, ask func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := ask()
-		if err == nil {
-			return
+	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+		if err := ask(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 // Agents with the permissions that are shipped, and a real API server.
