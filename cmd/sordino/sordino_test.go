@@ -49,7 +49,7 @@ func build() (err error) {
 	if err := os.Chmod(programs, 0o755); err != nil {
 		return err
 	}
-	// The flags of hack/test, which has built them already.
+	// Built here, so that the test needs no "make build" before it.
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", programs+"/", "sordino/cmd/...")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -113,12 +113,13 @@ type Cluster struct {
 }
 
 // Start starts a cluster for the length of the test. A machine that cannot
-// have one skips the test, or fails it where kernel tests are required.
+// have one skips the test, or fails it where kernel tests are required; see
+// [Skippable].
 func Start(tb testing.TB, o Options) *Cluster {
 	tb.Helper()
 	c, err := New(tb.Context(), o)
-	if unmet := (*Unmet)(nil); errors.As(err, &unmet) && os.Getenv(netnstest.Required) == "" {
-		tb.Skip(err)
+	if unmet := Skippable(err); unmet != nil {
+		tb.Skip(unmet)
 	}
 	if err != nil {
 		tb.Fatal(err)
@@ -139,10 +140,30 @@ type Unmet struct{ What string }
 
 func (u *Unmet) Error() string { return "a Kubernetes for tests: " + u.What }
 
+// NodesVariable set to "none" leaves the tests on real nodes out, for machines
+// that cannot have any: hack/test says so at its end.
+const NodesVariable = "SORDINO_TEST_NODES"
+
+// Skippable is what the machine lacks, if that is why there is no cluster and
+// tests may be skipped for it; else nil. Where kernel tests are required only
+// nodes may be lacking, and only by [NodesVariable].
+func Skippable(err error) *Unmet {
+	var unmet *Unmet
+	if errors.As(err, &unmet) && (os.Getenv(netnstest.Required) == "" || unmet == leftOut) {
+		return unmet
+	}
+	return nil
+}
+
+var leftOut = &Unmet{"LEFT OUT: nodes, by " + NodesVariable + "=none"}
+
 // New starts a cluster. The context bounds the start only.
 func New(ctx context.Context, o Options) (_ *Cluster, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
+	if o.Nodes > 0 && os.Getenv(NodesVariable) == "none" {
+		return nil, leftOut
+	}
 	made, err := built()
 	if err != nil {
 		return nil, err

@@ -30,7 +30,6 @@ import (
 
 	"sordino/deploy/images"
 	"sordino/internal/kubetest"
-	"sordino/internal/netnstest"
 	"sordino/internal/probe"
 )
 
@@ -53,9 +52,11 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		if err := begin(dir); err != nil && (!errors.As(err, &unmet) || os.Getenv(netnstest.Required) != "") {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+		if err := begin(dir); err != nil {
+			if unmet = kubetest.Skippable(err); unmet == nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
 		}
 		if cluster != nil {
 			defer func() {
