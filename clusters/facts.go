@@ -2,7 +2,6 @@ package clusters
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,18 +11,18 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
+
+	"sordino/masq/kube"
 )
 
 // Facts are what a cluster says of itself.
 type Facts struct {
 	// Version is the API server's, for example "v1.37.2".
 	Version string
-	// Nodes are in the order of their names; only Linux nodes count.
+	// Nodes are in the order of their names; those of other systems than Linux do not count.
 	Nodes []Node
 	// ServiceRanges are those of the ServiceCIDR objects; of the declaration
 	// where the cluster has none.
@@ -50,15 +49,12 @@ const (
 	// factsWithin bounds reading one cluster, allWithin reading many.
 	factsWithin = 10 * time.Second
 	allWithin   = 20 * time.Second
-	// readers is how many clusters are read at a time, pageSize how many objects
-	// with one call.
-	readers  = 32
-	pageSize = 500
+	// readers is how many clusters are read at a time.
+	readers = 32
 )
 
 var (
-	nodes      = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
-	namespaces = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
+	nodes = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 	// serviceCIDRs are tried in this order: v1 came with Kubernetes 1.33.
 	serviceCIDRs = []schema.GroupVersionResource{
 		{Group: "networking.k8s.io", Version: "v1", Resource: "servicecidrs"},
@@ -118,14 +114,14 @@ func ReadFacts(ctx context.Context, c *Cluster) (Facts, error) {
 }
 
 func (c *Cluster) read(ctx context.Context, config *rest.Config) (f Facts, err error) {
-	client, err := dynamic.NewForConfig(config)
+	client, err := rest.UnversionedRESTClientFor(dynamic.ConfigFor(config))
 	if err != nil {
 		return f, err
 	}
 	// The four are independent of each other, and a cluster may be far away.
 	var running sync.WaitGroup
 	errs := make([]error, 4)
-	running.Go(func() { f.Version, errs[0] = readVersion(ctx, config) })
+	running.Go(func() { f.Version, errs[0] = readVersion(ctx, client) })
 	running.Go(func() { f.Nodes, errs[1] = readNodes(ctx, client) })
 	running.Go(func() { f.ServiceRanges, errs[2] = readServiceRanges(ctx, client) })
 	running.Go(func() { f.Claimed, f.ClaimedBy, errs[3] = readClaim(ctx, client) })
@@ -142,55 +138,25 @@ func (c *Cluster) read(ctx context.Context, config *rest.Config) (f Facts, err e
 	return f, nil
 }
 
-func readVersion(ctx context.Context, config *rest.Config) (string, error) {
-	client, err := rest.UnversionedRESTClientFor(dynamic.ConfigFor(config))
-	if err != nil {
-		return "", err
-	}
-	text, err := client.Get().AbsPath("/version").Do(ctx).Raw()
-	if err != nil {
-		return "", fmt.Errorf("reading the version: %w", err)
-	}
+func readVersion(ctx context.Context, client rest.Interface) (string, error) {
 	var answer struct {
 		GitVersion string `json:"gitVersion"`
 	}
-	if err := json.Unmarshal(text, &answer); err != nil {
+	if err := Get(ctx, client.Get().AbsPath("/version"), &answer); err != nil {
 		return "", fmt.Errorf("reading the version: %w", err)
 	}
 	return answer.GitVersion, nil
 }
 
-// nodeObject is what is read of a Node.
-type nodeObject struct {
-	Metadata struct {
-		Name   string            `json:"name"`
-		Labels map[string]string `json:"labels"`
-	} `json:"metadata"`
-	Spec struct {
-		PodCIDRs []string `json:"podCIDRs"`
-	} `json:"spec"`
-	Status struct {
-		Allocatable map[string]string `json:"allocatable"`
-		Addresses   []struct {
-			Type    string `json:"type"`
-			Address string `json:"address"`
-		} `json:"addresses"`
-		Conditions []struct {
-			Type   string `json:"type"`
-			Status string `json:"status"`
-		} `json:"conditions"`
-	} `json:"status"`
-}
-
-func readNodes(ctx context.Context, client dynamic.Interface) ([]Node, error) {
+func readNodes(ctx context.Context, client rest.Interface) ([]Node, error) {
+	all, err := List[kube.Node](ctx, client, nodes, "", metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
 	var list []Node
-	err := each(ctx, client, nodes, func(object map[string]any) error {
-		var n nodeObject
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object, &n); err != nil {
-			return err
-		}
-		if os := n.Metadata.Labels["kubernetes.io/os"]; os != "" && os != "linux" {
-			return nil // neither agent nor worker runs there
+	for _, n := range all {
+		if !n.Counts() {
+			continue // neither agent nor worker runs there
 		}
 		node := Node{Name: n.Metadata.Name}
 		for _, a := range n.Status.Addresses {
@@ -201,74 +167,67 @@ func readNodes(ctx context.Context, client dynamic.Interface) ([]Node, error) {
 		for _, text := range n.Spec.PodCIDRs {
 			prefix, err := netip.ParsePrefix(text)
 			if err != nil {
-				return fmt.Errorf("node %s: %w", node.Name, err)
+				return nil, fmt.Errorf("reading node %s: %w", node.Name, err)
 			}
 			node.PodCIDRs = append(node.PodCIDRs, prefix.Masked())
 		}
 		_, _ = fmt.Sscanf(n.Status.Allocatable["pods"], "%d", &node.MaxPods)
-		for _, condition := range n.Status.Conditions {
-			if condition.Type == "Ready" {
-				node.Ready = condition.Status == "True"
-			}
-		}
+		ready := n.Condition("Ready")
+		node.Ready = ready != nil && ready.Status == "True"
 		list = append(list, node)
-		return nil
-	})
+	}
 	slices.SortFunc(list, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
-	return list, err
+	return list, nil
 }
 
-func readServiceRanges(ctx context.Context, client dynamic.Interface) ([]netip.Prefix, error) {
+// serviceCIDR is what is read of a ServiceCIDR.
+type serviceCIDR struct {
+	Metadata struct {
+		Name string `json:"name"`
+	} `json:"metadata"`
+	Spec struct {
+		CIDRs []string `json:"cidrs"`
+	} `json:"spec"`
+}
+
+func readServiceRanges(ctx context.Context, client rest.Interface) ([]netip.Prefix, error) {
 	for _, resource := range serviceCIDRs {
-		var ranges []netip.Prefix
-		err := each(ctx, client, resource, func(object map[string]any) error {
-			texts, _, err := unstructured.NestedStringSlice(object, "spec", "cidrs")
-			for _, text := range texts {
-				prefix, err := netip.ParsePrefix(text)
-				if err != nil {
-					return err
-				}
-				ranges = append(ranges, prefix.Masked())
-			}
-			return err
-		})
+		all, err := List[serviceCIDR](ctx, client, resource, "", metav1.ListOptions{})
 		if apierrors.IsNotFound(err) {
 			continue
 		}
-		return ranges, err
+		if err != nil {
+			return nil, err
+		}
+		var ranges []netip.Prefix
+		for _, s := range all {
+			for _, text := range s.Spec.CIDRs {
+				prefix, err := netip.ParsePrefix(text)
+				if err != nil {
+					return nil, fmt.Errorf("reading ServiceCIDR %s: %w", s.Metadata.Name, err)
+				}
+				ranges = append(ranges, prefix.Masked())
+			}
+		}
+		return ranges, nil
 	}
 	return nil, nil
 }
 
-func readClaim(ctx context.Context, client dynamic.Interface) (claimed bool, by string, err error) {
-	object, err := client.Resource(namespaces).Get(ctx, Namespace, metav1.GetOptions{})
+func readClaim(ctx context.Context, client rest.Interface) (claimed bool, by string, err error) {
+	var object struct {
+		Metadata struct {
+			Labels map[string]string `json:"labels"`
+		} `json:"metadata"`
+	}
+	err = Get(ctx, client.Get().AbsPath("/api/v1/namespaces", Namespace), &object)
 	if apierrors.IsNotFound(err) {
 		return false, "", nil
 	}
 	if err != nil {
 		return false, "", fmt.Errorf("reading the namespace %s: %w", Namespace, err)
 	}
-	return true, object.GetLabels()[EnvironmentLabel], nil
-}
-
-// each calls do with every object of a resource, page by page: memory is that
-// of one page.
-func each(ctx context.Context, client dynamic.Interface, resource schema.GroupVersionResource, do func(map[string]any) error) error {
-	options := metav1.ListOptions{Limit: pageSize}
-	for {
-		list, err := client.Resource(resource).List(ctx, options)
-		if err != nil {
-			return fmt.Errorf("listing %s: %w", resource.Resource, err)
-		}
-		for _, item := range list.Items {
-			if err := do(item.Object); err != nil {
-				return fmt.Errorf("reading %s: %w", resource.Resource, err)
-			}
-		}
-		if options.Continue = list.GetContinue(); options.Continue == "" {
-			return nil
-		}
-	}
+	return true, object.Metadata.Labels[EnvironmentLabel], nil
 }
 
 // Contradiction is one thing in which a cluster is not what the file says, or
@@ -309,13 +268,13 @@ func (c *Cluster) Check(f Facts) []Contradiction {
 	}
 	nodeRange, podRange := f.Suggest()
 	if len(lost) > 0 {
-		add("nodeRange", "give the kubelet an IPv4 address with --node-ip", "Nodes have no internal IPv4 address: %s", some(lost))
+		add("nodeRange", "give the kubelet an IPv4 address with --node-ip", "Nodes have no internal IPv4 address: %s", Some(lost))
 	}
 	if len(outside) > 0 {
-		add("nodeRange", fmt.Sprintf("write a range that holds %s", nodeRange), "Nodes' addresses are not in nodeRange %s: %s", c.NodeRange, some(outside))
+		add("nodeRange", fmt.Sprintf("write a range that holds %s", nodeRange), "Nodes' addresses are not in nodeRange %s: %s", c.NodeRange, Some(outside))
 	}
 	if len(strange) > 0 {
-		add("podRange", fmt.Sprintf("write a range that holds %s", podRange), "Nodes' Pod CIDRs are not in podRange %s: %s", c.PodRange, some(strange))
+		add("podRange", fmt.Sprintf("write a range that holds %s", podRange), "Nodes' Pod CIDRs are not in podRange %s: %s", c.PodRange, Some(strange))
 	}
 	if !slices.ContainsFunc(f.ServiceRanges, func(p netip.Prefix) bool { return p.Addr().Is4() }) {
 		add("serviceRange", "write serviceRange: with what the API server's --service-cluster-ip-range is", "the cluster has no ServiceCIDR objects with an IPv4 range, and serviceRange is not declared")
@@ -377,8 +336,8 @@ func holds(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 }
 
-// some names a few of many.
-func some(list []string) string {
+// Some names a few of many.
+func Some(list []string) string {
 	const most = 3
 	if len(list) <= most {
 		return strings.Join(list, ", ")

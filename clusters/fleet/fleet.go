@@ -21,9 +21,6 @@ import (
 	"sordino/masq/kube"
 )
 
-// silentAfter is three heartbeats.
-const silentAfter = 15 * time.Minute
-
 // State is how a node's agent is.
 type State string
 
@@ -75,42 +72,15 @@ type Node struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// object is what is read of a Node.
-type object struct {
-	Metadata struct {
-		Name        string            `json:"name"`
-		Labels      map[string]string `json:"labels"`
-		Annotations map[string]string `json:"annotations"`
-	} `json:"metadata"`
-	Spec struct {
-		Unschedulable bool `json:"unschedulable"`
-	} `json:"spec"`
-	Status struct {
-		Addresses []struct {
-			Type    string `json:"type"`
-			Address string `json:"address"`
-		} `json:"addresses"`
-		Conditions []condition `json:"conditions"`
-	} `json:"status"`
-}
-
-type condition struct {
-	Type              string    `json:"type"`
-	Status            string    `json:"status"`
-	Reason            string    `json:"reason"`
-	Message           string    `json:"message"`
-	LastHeartbeatTime time.Time `json:"lastHeartbeatTime"`
-}
-
 // judge makes a fleet of what was read. agents are the names of the nodes that
 // an agent's Pod is on.
-func judge(objects []object, agents map[string]bool, sources []Source, now time.Time) Fleet {
+func judge(objects []kube.Node, agents map[string]bool, sources []Source, now time.Time) Fleet {
 	f := Fleet{Sources: sources, Nodes: []Node{}, Counts: map[State]int{}}
 	for _, o := range objects {
-		if os := o.Metadata.Labels["kubernetes.io/os"]; os != "" && os != "linux" {
+		if !o.Counts() {
 			continue // there is no agent for it
 		}
-		n := o.judge(agents, sources, now)
+		n := judgeNode(o, agents, sources, now)
 		f.Nodes = append(f.Nodes, n)
 		f.Counts[n.State]++
 		if !n.Current {
@@ -122,7 +92,7 @@ func judge(objects []object, agents map[string]bool, sources []Source, now time.
 	return f
 }
 
-func (o object) judge(agents map[string]bool, sources []Source, now time.Time) Node {
+func judgeNode(o kube.Node, agents map[string]bool, sources []Source, now time.Time) Node {
 	a := o.Metadata.Annotations
 	n := Node{Name: o.Metadata.Name, Generation: a[kube.AnnotationGeneration], Hash: a[kube.AnnotationHash], Config: a[kube.AnnotationConfig], Version: a[kube.AnnotationVersion]}
 	for _, address := range o.Status.Addresses {
@@ -131,24 +101,24 @@ func (o object) judge(agents map[string]bool, sources []Source, now time.Time) N
 		}
 	}
 	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Digest == n.Config })
-	n.State, n.Reason = Silent, "there is no condition "+kube.ConditionType+" on the Node"
-	for _, c := range o.Status.Conditions {
-		if c.Type != kube.ConditionType {
-			continue
-		}
-		age := now.Sub(c.LastHeartbeatTime)
-		switch {
-		case age > silentAfter:
-			n.Reason = fmt.Sprintf("the last heartbeat was %s ago", age.Round(time.Minute))
-		case !agents[n.Name] && !o.Spec.Unschedulable:
-			n.Reason = "there is no agent's Pod on the node"
-		case c.Status == "True":
-			n.State, n.Reason = Ready, ""
-		case c.Reason == kube.ConfigRejected:
-			n.State, n.Reason = Rejected, c.Message
-		default:
-			n.State, n.Reason = Failed, c.Reason+": "+c.Message
-		}
+	n.State = Silent
+	c := o.Condition(kube.ConditionType)
+	if c == nil {
+		n.Reason = "there is no condition " + kube.ConditionType + " on the Node"
+		return n
+	}
+	age := now.Sub(c.LastHeartbeatTime)
+	switch {
+	case age > kube.SilentAfter:
+		n.Reason = fmt.Sprintf("the last heartbeat was %s ago", age.Round(time.Minute))
+	case !agents[n.Name] && !o.Spec.Unschedulable:
+		n.Reason = "there is no agent's Pod on the node"
+	case c.Status == "True":
+		n.State = Ready
+	case c.Reason == kube.ConfigRejected:
+		n.State, n.Reason = Rejected, c.Message
+	default:
+		n.State, n.Reason = Failed, c.Reason+": "+c.Message
 	}
 	return n
 }

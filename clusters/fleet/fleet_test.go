@@ -10,15 +10,17 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
+	"sordino/clusters"
 	"sordino/internal/kubetest"
 	"sordino/internal/testwait"
+	"sordino/masq/kube"
 )
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-func nodeOf(t *testing.T, text string) object {
+func nodeOf(t *testing.T, text string) kube.Node {
 	t.Helper()
-	var o object
+	var o kube.Node
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +55,7 @@ func TestJudge(t *testing.T) {
 		"no Pod":          {node("{}", "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, Silent, true, "no agent's Pod"},
 		"cordoned":        {node(`{"unschedulable": true}`, "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, Ready, true, ""},
 	} {
-		f := judge([]object{nodeOf(t, tc.node)}, tc.agents, sources, now)
+		f := judge([]kube.Node{nodeOf(t, tc.node)}, tc.agents, sources, now)
 		n := f.Nodes[0]
 		if n.State != tc.state || n.Current != tc.current || !strings.Contains(n.Reason, tc.reason) || (tc.reason == "") != (n.Reason == "") {
 			t.Errorf("%s: %+v", name, n)
@@ -65,7 +67,7 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%s: %+v", name, f)
 		}
 	}
-	if f := judge([]object{nodeOf(t, `{"metadata": {"name": "w", "labels": {"kubernetes.io/os": "windows"}}}`)}, nil, sources, now); len(f.Nodes) != 0 || f.InForce {
+	if f := judge([]kube.Node{nodeOf(t, `{"metadata": {"name": "w", "labels": {"kubernetes.io/os": "windows"}}}`)}, nil, sources, now); len(f.Nodes) != 0 || f.InForce {
 		t.Errorf("%+v", f)
 	}
 }
@@ -73,7 +75,7 @@ func TestJudge(t *testing.T) {
 // A cluster of more nodes than fit on a page.
 func TestRead(t *testing.T) {
 	c := kubetest.Start(t, kubetest.Options{})
-	const nodes = 2*pageSize + 3
+	const nodes = 2*clusters.PageSize + 3
 	var manifest strings.Builder
 	for i := range nodes {
 		fmt.Fprintf(&manifest, "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: n%03d\n  annotations: {sordino.dev/masq-config: none}\n", i)

@@ -2,30 +2,32 @@ package fleet
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
-	"net/http"
-	"strconv"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 
+	"sordino/clusters"
+	"sordino/masq/configfile"
 	"sordino/masq/kube"
 	"sordino/masq/kube/egressnat"
 )
-
-// pageSize is how many objects come with one call. Nodes are large: the images
-// they hold are listed in them.
-const pageSize = 250
 
 // Where the agents are, and what they read.
 const (
 	agentLabel = "k8s-app=ip-masq-agent"
 	configKey  = "config"
+)
+
+// What is read.
+var (
+	nodes    = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
+	pods     = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+	policies = schema.GroupVersionResource{Group: egressnat.Group, Version: egressnat.Version, Resource: egressnat.Resource}
 )
 
 // Reader reads one cluster.
@@ -49,16 +51,16 @@ func NewReader(config *rest.Config, namespace, name string) (*Reader, error) {
 
 // Read judges the cluster as it is now.
 func (r *Reader) Read(ctx context.Context) (Fleet, error) {
-	objects, err := list[object](ctx, r.client, "/api/v1/nodes", "")
+	objects, err := clusters.List[kube.Node](ctx, r.client, nodes, "", metav1.ListOptions{})
 	if err != nil {
-		return Fleet{}, fmt.Errorf("listing the nodes: %w", err)
+		return Fleet{}, err
 	}
-	pods, err := list[pod](ctx, r.client, "/api/v1/namespaces/"+r.namespace+"/pods", agentLabel)
+	found, err := clusters.List[pod](ctx, r.client, pods, r.namespace, metav1.ListOptions{LabelSelector: agentLabel})
 	if err != nil {
-		return Fleet{}, fmt.Errorf("listing the agents: %w", err)
+		return Fleet{}, err
 	}
 	agents := map[string]bool{}
-	for _, p := range pods {
+	for _, p := range found {
 		if p.Metadata.DeletionTimestamp == nil && p.Status.Phase == "Running" {
 			agents[p.Spec.NodeName] = true
 		}
@@ -88,64 +90,20 @@ func (r *Reader) sources(ctx context.Context) ([]Source, error) {
 	var held struct {
 		Data map[string]string `json:"data"`
 	}
-	err := get(ctx, r.client.Get().AbsPath("/api/v1/namespaces/"+r.namespace+"/configmaps/"+r.name), &held)
+	err := clusters.Get(ctx, r.client.Get().AbsPath("/api/v1/namespaces/"+r.namespace+"/configmaps/"+r.name), &held)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("reading the %s: %w", configMap.Name, err)
 	}
 	if text, given := held.Data[configKey]; given {
-		sum := sha256.Sum256([]byte(text))
-		configMap.Digest = hex.EncodeToString(sum[:])
+		configMap.Digest = configfile.Digest([]byte(text))
 	}
 	sources := []Source{configMap}
-	policies, err := list[egressnat.Policy](ctx, r.client, "/apis/"+egressnat.Group+"/"+egressnat.Version+"/"+egressnat.Resource, "")
+	all, err := clusters.List[egressnat.Policy](ctx, r.client, policies, "", metav1.ListOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return sources, nil // no definition
 	case err != nil:
-		return nil, fmt.Errorf("listing the EgressNATPolicies: %w", err)
+		return nil, err
 	}
-	return append(sources, Source{fmt.Sprintf("%d EgressNATPolicies", len(policies)), egressnat.Digest(policies)}), nil
-}
-
-// list reads a collection in pages. Only what T has a place for is kept: an
-// object of ours is a hundredth of a Node.
-func list[T any](ctx context.Context, client *rest.RESTClient, path, labels string) ([]T, error) {
-	var all []T
-	next := ""
-	for {
-		var page struct {
-			Metadata struct {
-				Continue string `json:"continue"`
-			} `json:"metadata"`
-			Items []T `json:"items"`
-		}
-		request := client.Get().AbsPath(path).Param("limit", strconv.Itoa(pageSize)).Param("continue", next)
-		if labels != "" {
-			request = request.Param("labelSelector", labels)
-		}
-		if err := get(ctx, request, &page); err != nil {
-			if next != "" && apierrors.IsResourceExpired(err) {
-				// The pages' common state is gone: begin again.
-				all, next = nil, ""
-				continue
-			}
-			return nil, err
-		}
-		all = append(all, page.Items...)
-		if next = page.Metadata.Continue; next == "" {
-			return all, nil
-		}
-	}
-}
-
-func get(ctx context.Context, request *rest.Request, into any) error {
-	var code int
-	text, err := request.SetHeader("Accept", "application/json").Do(ctx).StatusCode(&code).Raw()
-	if err != nil {
-		return err
-	}
-	if code != http.StatusOK {
-		return fmt.Errorf("the API server answers %d", code)
-	}
-	return json.Unmarshal(text, into)
+	return append(sources, Source{fmt.Sprintf("%d EgressNATPolicies", len(all)), egressnat.Digest(all)}), nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"sordino/clusters"
 	"sordino/clusters/fleet"
+	"sordino/masq/kube"
 )
 
 // watchInterval is how often --watch looks.
@@ -33,7 +34,7 @@ server. A node is
   ready     the kernel holds what the configuration means
   rejected  the agent refused the configuration; the last good one is in force
   failed    the kernel does not hold what is desired
-  silent    nobody keeps its condition up: no condition, no heartbeat for 15
+  silent    nobody keeps its condition up: no condition, no heartbeat for ` + fmt.Sprint(kube.SilentAfter.Minutes()) + `
             minutes, or no agent's Pod on it
 
 and its configuration is "current", or "behind" when the agent has not seen the

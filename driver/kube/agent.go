@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"sordino/clusters"
 	"sordino/deploy"
 	"sordino/driver"
 	"sordino/environment"
@@ -114,7 +115,7 @@ func (d *Driver) awaitAgents(ctx context.Context, c *cluster, e *environment.Env
 		case err != nil:
 			return err
 		case len(lack) > 0:
-			return fmt.Errorf("%s", some(lack))
+			return fmt.Errorf("%s", clusters.Some(lack))
 		case on < len(all):
 			return fmt.Errorf("the %s is on %d of %d nodes", agentSet, on, len(all))
 		}

@@ -190,18 +190,9 @@ func conflictsIn(err error) []string {
 	}
 	var out []string
 	for _, manager := range managers {
-		out = append(out, fmt.Sprintf("%s has set %s", manager, some(fields[manager])))
+		out = append(out, fmt.Sprintf("%s has set %s", manager, clusters.Some(fields[manager])))
 	}
 	return out
-}
-
-// some names a few of many.
-func some(list []string) string {
-	const most = 3
-	if len(list) <= most {
-		return strings.Join(list, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
 }
 
 // whose says who manages an object, and what of it is in the way.
@@ -253,7 +244,7 @@ func (c *cluster) drift(ctx context.Context, o, is *unstructured.Unstructured) (
 	for _, part := range parts {
 		differ = append(differ, differences("."+part, is.Object[part], would.Object[part])...)
 	}
-	return some(differ), nil
+	return clusters.Some(differ), nil
 }
 
 // replace takes everything off an object that is not in ours.

@@ -122,29 +122,9 @@ func (s selection) options() metav1.ListOptions {
 	return metav1.ListOptions{LabelSelector: s.labels, FieldSelector: s.field}
 }
 
-const pageSize = 500
-
-// list decodes all objects of a selection, page by page.
+// list decodes all objects of a selection.
 func list[T any](ctx context.Context, c *cluster, s selection) ([]T, error) {
-	var out []T
-	options := s.options()
-	options.Limit = pageSize
-	for {
-		page, err := c.in(s.resource, s.namespace).List(ctx, options)
-		if err != nil {
-			return nil, fmt.Errorf("listing %s: %w", s.resource.Resource, err)
-		}
-		for i := range page.Items {
-			one, err := decode[T](&page.Items[i])
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, one)
-		}
-		if options.Continue = page.GetContinue(); options.Continue == "" {
-			return out, nil
-		}
-	}
+	return clusters.List[T](ctx, c.raw, s.resource, s.namespace, s.options())
 }
 
 // get decodes one object; nil is that there is none.

@@ -14,6 +14,7 @@ import (
 	"sordino/clusters"
 	"sordino/driver"
 	"sordino/environment"
+	"sordino/masq/kube"
 	"sordino/reconcile"
 )
 
@@ -70,7 +71,7 @@ func TestEnvironmentIsMadeChangedAndRemoved(t *testing.T) {
 	if left := versions(); left != "" {
 		t.Errorf("left over:\n%s", left)
 	}
-	if got := w.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.conditions[*].type} {.items[*].metadata.annotations}"); strings.Contains(got, conditionType) || strings.Contains(got, ownAnnotations) {
+	if got := w.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.conditions[*].type} {.items[*].metadata.annotations}"); strings.Contains(got, kube.ConditionType) || strings.Contains(got, kube.AnnotationPrefix) {
 		t.Errorf("left on the Nodes: %s", got)
 	}
 	// A claim that was deleted by hand keeps nothing from being cleaned up.

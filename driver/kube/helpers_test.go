@@ -27,6 +27,7 @@ import (
 	"sordino/environment/address"
 	"sordino/internal/kubetest"
 	"sordino/internal/testwait"
+	"sordino/masq/kube"
 	"sordino/reconcile"
 )
 
@@ -239,8 +240,8 @@ func (w *world) play(ctx context.Context) error {
 			}
 			err = w.tell(ctx, on, digestOf(text), reason, status, message)
 		case cleanupSet:
-			err = w.tryPatch(ctx, nodes, "", on, map[string]any{"metadata": map[string]any{"annotations": map[string]any{generationAnnotation: nil, hashAnnotation: nil, digestAnnotation: nil}},
-				"status": map[string]any{"conditions": []any{map[string]any{"$patch": "delete", "type": conditionType}}}})
+			err = w.tryPatch(ctx, nodes, "", on, map[string]any{"metadata": map[string]any{"annotations": map[string]any{kube.AnnotationGeneration: nil, kube.AnnotationHash: nil, kube.AnnotationConfig: nil}},
+				"status": map[string]any{"conditions": []any{map[string]any{"$patch": "delete", "type": kube.ConditionType}}}})
 		}
 		if err != nil {
 			return err
@@ -264,12 +265,12 @@ func (w *world) tell(ctx context.Context, on, digest, reason, status, message st
 	if err != nil || is == nil {
 		return err
 	}
-	if c := is.condition(conditionType); c != nil && c.Reason == reason && is.Metadata.Annotations[digestAnnotation] == digest {
+	if c := is.Condition(kube.ConditionType); c != nil && c.Reason == reason && is.Metadata.Annotations[kube.AnnotationConfig] == digest {
 		return nil
 	}
 	return w.tryPatch(ctx, nodes, "", on, map[string]any{
-		"metadata": map[string]any{"annotations": map[string]any{generationAnnotation: "1", hashAnnotation: "sha256:x", digestAnnotation: digest}},
-		"status": map[string]any{"conditions": []any{map[string]any{"type": conditionType, "status": status, "reason": reason, "message": message,
+		"metadata": map[string]any{"annotations": map[string]any{kube.AnnotationGeneration: "1", kube.AnnotationHash: "sha256:x", kube.AnnotationConfig: digest}},
+		"status": map[string]any{"conditions": []any{map[string]any{"type": kube.ConditionType, "status": status, "reason": reason, "message": message,
 			"lastHeartbeatTime": time.Now().UTC().Format(time.RFC3339)}}}})
 }
 

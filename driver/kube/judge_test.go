@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sordino/driver"
+	"sordino/masq/kube"
 )
 
 func TestJudge(t *testing.T) {
@@ -56,8 +57,8 @@ func TestWhatANodeLacks(t *testing.T) {
 	now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
 	with := func(digest, status, reason, message string, ago time.Duration) *node {
 		n := &node{}
-		n.Metadata.Annotations = map[string]string{digestAnnotation: digest}
-		n.Status.Conditions = []condition{{Type: conditionType, Status: status, Reason: reason, Message: message, LastHeartbeatTime: now.Add(-ago)}}
+		n.Metadata.Annotations = map[string]string{kube.AnnotationConfig: digest}
+		n.Status.Conditions = []kube.Condition{{Type: kube.ConditionType, Status: status, Reason: reason, Message: message, LastHeartbeatTime: now.Add(-ago)}}
 		return n
 	}
 	for name, test := range map[string]struct {
@@ -72,7 +73,8 @@ func TestWhatANodeLacks(t *testing.T) {
 		"rejected another": {n: with("e", "False", "ConfigRejected", "no", 0), lacks: "its agent has not looked at the configuration yet"},
 		"cannot plan":      {n: with("d", "False", "PlanRejected", "no such address", 0), lacks: "PlanRejected: no such address", rejects: "no such address"},
 		"cannot apply":     {n: with("d", "False", "ApplyFailed", "EPERM", 0), lacks: "ApplyFailed: EPERM"},
-		"silent":           {n: with("d", "True", "RulesInPlace", "", 17*time.Minute), lacks: "its agent has said nothing since 2026-11-28T23:43:00Z"},
+		"almost silent":    {n: with("d", "True", "RulesInPlace", "", 15*time.Minute)},
+		"silent":           {n: with("d", "True", "RulesInPlace", "", 15*time.Minute+time.Second), lacks: "its agent has said nothing since 2026-11-28T23:44:59Z"},
 	} {
 		if got := test.n.lacks("d", now); !strings.HasPrefix(got, test.lacks) || (got == "") != (test.lacks == "") {
 			t.Errorf("%s: lacks %q", name, got)

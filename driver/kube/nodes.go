@@ -13,61 +13,16 @@ import (
 	"time"
 
 	"sordino/environment"
+	"sordino/masq/configfile"
+	"sordino/masq/kube"
 )
-
-// What an agent tells on its Node; docs/kubernetes.md has the meanings.
-const (
-	conditionType = "IPMasqueradeReady"
-
-	generationAnnotation = "sordino.dev/masq-generation"
-	hashAnnotation       = "sordino.dev/masq-hash"
-	digestAnnotation     = "sordino.dev/masq-config"
-	findingsAnnotation   = "sordino.dev/masq-findings"
-	ownAnnotations       = "sordino.dev/masq-"
-)
-
-// silence is after how long without a heartbeat an agent's condition is not
-// believed; there is one every 5 minutes.
-const silence = 16 * time.Minute
 
 // node is what is read of a Node.
-type node struct {
-	Metadata struct {
-		Name        string            `json:"name"`
-		Labels      map[string]string `json:"labels"`
-		Annotations map[string]string `json:"annotations"`
-	} `json:"metadata"`
-	Spec struct {
-		PodCIDRs []string `json:"podCIDRs"`
-	} `json:"spec"`
-	Status struct {
-		Addresses []struct {
-			Type    string `json:"type"`
-			Address string `json:"address"`
-		} `json:"addresses"`
-		Conditions []condition `json:"conditions"`
-	} `json:"status"`
-}
+type node struct{ kube.Node }
 
-type condition struct {
-	Type              string    `json:"type"`
-	Status            string    `json:"status"`
-	Reason            string    `json:"reason"`
-	Message           string    `json:"message"`
-	LastHeartbeatTime time.Time `json:"lastHeartbeatTime"`
-}
-
-func (n *node) condition(kind string) *condition {
-	i := slices.IndexFunc(n.Status.Conditions, func(c condition) bool { return c.Type == kind })
-	if i < 0 {
-		return nil
-	}
-	return &n.Status.Conditions[i]
-}
-
-// ready is why the kubelet does not run Pods; empty when it does.
+// notReady is why the kubelet does not run Pods; empty when it does.
 func (n *node) notReady() string {
-	switch c := n.condition("Ready"); {
+	switch c := n.Condition("Ready"); {
 	case c == nil:
 		return "its kubelet has not said anything yet"
 	case c.Status != "True":
@@ -109,8 +64,8 @@ func (n *node) network() *environment.NodeNetwork {
 // rejects is why the agent does not take the configuration with a digest;
 // empty when it does, or has not looked at it.
 func (n *node) rejects(digest string) string {
-	c := n.condition(conditionType)
-	if c == nil || c.Status != "False" || c.Reason != "ConfigRejected" && c.Reason != "PlanRejected" || n.Metadata.Annotations[digestAnnotation] != digest {
+	c := n.Condition(kube.ConditionType)
+	if c == nil || c.Status != "False" || c.Reason != kube.ConfigRejected && c.Reason != kube.PlanRejected || n.Metadata.Annotations[kube.AnnotationConfig] != digest {
 		return ""
 	}
 	return c.Message
@@ -118,15 +73,15 @@ func (n *node) rejects(digest string) string {
 
 // lacks is why the node does not hold a configuration; empty when it does.
 func (n *node) lacks(digest string, now time.Time) string {
-	c := n.condition(conditionType)
+	c := n.Condition(kube.ConditionType)
 	switch {
 	case c == nil:
-		return "its agent has not said anything yet (there is no condition " + conditionType + ")"
-	case n.Metadata.Annotations[digestAnnotation] != digest:
+		return "its agent has not said anything yet (there is no condition " + kube.ConditionType + ")"
+	case n.Metadata.Annotations[kube.AnnotationConfig] != digest:
 		return "its agent has not looked at the configuration yet"
 	case c.Status != "True":
 		return fmt.Sprintf("%s: %s", c.Reason, c.Message)
-	case !c.LastHeartbeatTime.IsZero() && now.Sub(c.LastHeartbeatTime) > silence:
+	case !c.LastHeartbeatTime.IsZero() && now.Sub(c.LastHeartbeatTime) > kube.SilentAfter:
 		return fmt.Sprintf("its agent has said nothing since %s", c.LastHeartbeatTime.UTC().Format(time.RFC3339))
 	}
 	return ""
@@ -134,11 +89,11 @@ func (n *node) lacks(digest string, now time.Time) string {
 
 // traces are what an agent left on the Node.
 func (n *node) traces() bool {
-	if n.condition(conditionType) != nil {
+	if n.Condition(kube.ConditionType) != nil {
 		return true
 	}
 	for key := range n.Metadata.Annotations {
-		if strings.HasPrefix(key, ownAnnotations) {
+		if strings.HasPrefix(key, kube.AnnotationPrefix) {
 			return true
 		}
 	}
@@ -147,10 +102,10 @@ func (n *node) traces() bool {
 
 // observe tells of a node's agent.
 func (n *node) observe(o *environment.ObservedNode) {
-	o.Hash = n.Metadata.Annotations[hashAnnotation]
-	o.AppliedGeneration, _ = strconv.ParseUint(n.Metadata.Annotations[generationAnnotation], 10, 64)
+	o.Hash = n.Metadata.Annotations[kube.AnnotationHash]
+	o.AppliedGeneration, _ = strconv.ParseUint(n.Metadata.Annotations[kube.AnnotationGeneration], 10, 64)
 	o.DesiredGeneration = o.AppliedGeneration
-	if text := n.Metadata.Annotations[findingsAnnotation]; text != "" {
+	if text := n.Metadata.Annotations[kube.AnnotationFindings]; text != "" {
 		if err := json.Unmarshal([]byte(text), &o.Findings); err != nil {
 			o.Findings = []string{text}
 		}
@@ -160,17 +115,15 @@ func (n *node) observe(o *environment.ObservedNode) {
 // digestOf is a configuration as agents tell it.
 func digestOf(text string) string {
 	if text == "" {
-		return "none"
+		return kube.NoConfig
 	}
-	sum := sha256.Sum256([]byte(text))
-	return hex.EncodeToString(sum[:])
+	return configfile.Digest([]byte(text))
 }
 
-// nodes are the cluster's in the order of their names; on those of Windows
-// there is nothing to masquerade.
+// nodes are the cluster's that count, in the order of their names.
 func (c *cluster) nodes(ctx context.Context) ([]node, error) {
 	all, err := list[node](ctx, c, selection{resource: nodes})
-	all = slices.DeleteFunc(all, func(n node) bool { return n.Metadata.Labels["kubernetes.io/os"] == "windows" })
+	all = slices.DeleteFunc(all, func(n node) bool { return !n.Counts() })
 	slices.SortFunc(all, func(a, b node) int { return strings.Compare(a.Metadata.Name, b.Metadata.Name) })
 	return all, err
 }

@@ -8,7 +8,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"sordino/clusters"
 	"sordino/environment"
+	"sordino/masq/kube"
 	"sordino/reconcile"
 )
 
@@ -70,7 +72,7 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 		n := environment.ObservedNode{Name: m.Metadata.Name, Network: m.network(), Error: m.notReady()}
 		if e.AgentEnabled() {
 			m.observe(&n)
-			if m.Metadata.Annotations[digestAnnotation] == s.ConfigDigest {
+			if m.Metadata.Annotations[kube.AnnotationConfig] == s.ConfigDigest {
 				n.ConfigGeneration = s.ConfigGeneration
 			}
 			digest := digestOf(e.Agent.Text)
@@ -128,7 +130,7 @@ func (d *Driver) drifted(ctx context.Context, c *cluster, e *environment.Environ
 		}
 	}
 	found = slices.DeleteFunc(found, func(s string) bool { return s == "" })
-	return some(found), nil
+	return clusters.Some(found), nil
 }
 
 func (c *cluster) driftOf(ctx context.Context, uuid string, o *unstructured.Unstructured) (string, error) {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"sordino/clusters"
 )
 
 // pod is what is read of a Pod.
@@ -183,7 +185,7 @@ func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
 		}
 	}
 	if len(why) > 0 {
-		is += ": " + some(why)
+		is += ": " + clusters.Some(why)
 	}
 	return 0, fmt.Errorf("%s", is)
 }
@@ -289,7 +291,7 @@ func (c *cluster) gone(ctx context.Context, s set) error {
 			}
 		}
 		if len(left) > 0 {
-			return fmt.Errorf("there are still Pods of the %s: %s; on a node that does not answer they stay until it is back, or its Node is deleted", s, some(left))
+			return fmt.Errorf("there are still Pods of the %s: %s; on a node that does not answer they stay until it is back, or its Node is deleted", s, clusters.Some(left))
 		}
 		return nil
 	})

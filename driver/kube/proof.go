@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"sordino/clusters"
 	"sordino/driver"
 	"sordino/environment"
 )
@@ -75,11 +76,11 @@ func judge(e *environment.Environment, packets []packet) (proof, detail string, 
 	case len(errs) > 0:
 		return "", "", errors.Join(errs...)
 	case len(unproven) > 0:
-		return "", "not proven: " + some(unproven), nil
+		return "", "not proven: " + clusters.Some(unproven), nil
 	case len(sentences) == 1:
 		proof = sentences[0]
 	case !e.AgentEnabled():
-		proof = some(sentences)
+		proof = clusters.Some(sentences)
 	default:
 		proof = fmt.Sprintf("%s; the Pods of %s likewise", sentences[0], driver.Count(len(sentences)-1, "other node"))
 	}

@@ -194,7 +194,7 @@ func (d *Driver) clean(ctx context.Context, c *cluster, t tenant) (string, error
 			}
 		}
 		if len(left) > 0 {
-			return fmt.Errorf("these Nodes still bear what the agent told on them: %s", some(left))
+			return fmt.Errorf("these Nodes still bear what the agent told on them: %s", clusters.Some(left))
 		}
 		return nil
 	})
@@ -242,15 +242,15 @@ func (d *Driver) proveClean(ctx context.Context, c *cluster, t tenant) (string, 
 	}
 	switch {
 	case len(other) > 0:
-		detail := "not proven: something else still masquerades: " + some(other)
+		detail := "not proven: something else still masquerades: " + clusters.Some(other)
 		d.Log.Warn("the agent's rules are removed", "cluster", c.Name, "but", detail)
 		return detail, nil
 	case len(own) > 0 && len(dropped) > 0:
-		return some(own) + "; " + some(dropped), nil
+		return clusters.Some(own) + "; " + clusters.Some(dropped), nil
 	case len(own) > 0:
-		return some(own), nil
+		return clusters.Some(own), nil
 	}
-	return some(dropped), nil
+	return clusters.Some(dropped), nil
 }
 
 // giveBack deletes whatever is left, and then the claim.

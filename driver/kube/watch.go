@@ -14,6 +14,7 @@ import (
 
 	"sordino/clusters"
 	"sordino/deploy"
+	"sordino/masq/kube"
 )
 
 // claimSelection is the namespace of the claim.
@@ -155,9 +156,9 @@ func fingerprint(o *unstructured.Unstructured) string {
 	if err != nil {
 		return err.Error()
 	}
-	var conditions []condition
-	for _, kind := range []string{"Ready", conditionType} {
-		if c := n.condition(kind); c != nil {
+	var conditions []kube.Condition
+	for _, kind := range []string{"Ready", kube.ConditionType} {
+		if c := n.Condition(kind); c != nil {
 			c.LastHeartbeatTime = time.Time{}
 			conditions = append(conditions, *c)
 		}

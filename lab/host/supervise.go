@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"sordino/internal/netns"
 	"sordino/internal/projected"
 	"sordino/masq/agent"
+	"sordino/masq/configfile"
 )
 
 // An agent that ends by itself is started again at once, and when it ends soon
@@ -230,7 +230,7 @@ func (a *supervised) status(ctx context.Context) AgentStatus {
 func settled(is agent.Status, text *string) (arrived, done bool) {
 	var want string
 	if text != nil {
-		want = fmt.Sprintf("%x", sha256.Sum256([]byte(*text)))
+		want = configfile.Digest([]byte(*text))
 	}
 	arrived = is.Hash != "" && is.ConfigDigest == want
 	inForce := is.Ready && is.AppliedGeneration == is.Generation && is.AppliedHash == is.Hash

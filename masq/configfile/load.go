@@ -132,12 +132,21 @@ func fromSources(sources []Source, s Settings) (result Result, plain bool, err e
 }
 
 func digest(sources []Source) string {
-	if len(sources) == 0 {
+	var texts [][]byte
+	for _, s := range sources {
+		texts = append(texts, s.Text)
+	}
+	return Digest(texts...)
+}
+
+// Digest is what [Result.Digest] is for a configuration of these texts.
+func Digest(texts ...[]byte) string {
+	if len(texts) == 0 {
 		return ""
 	}
 	sum := sha256.New()
-	for _, s := range sources {
-		sum.Write(s.Text)
+	for _, text := range texts {
+		sum.Write(text)
 	}
 	return hex.EncodeToString(sum.Sum(nil))
 }

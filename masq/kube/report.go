@@ -20,37 +20,7 @@ import (
 	"sordino/masq/agent"
 )
 
-// What stands on a Node, for those who read it there.
 const (
-	ConditionType = "IPMasqueradeReady"
-	// ConfigRejected is the condition's reason while the last good configuration
-	// is in force instead of the present one.
-	ConfigRejected = "ConfigRejected"
-
-	AnnotationGeneration = "sordino.dev/masq-generation"
-	AnnotationHash       = "sordino.dev/masq-hash"
-	AnnotationConfig     = "sordino.dev/masq-config"
-	AnnotationFindings   = "sordino.dev/masq-findings"
-	AnnotationVersion    = "sordino.dev/masq-version"
-
-	// NoConfig is AnnotationConfig's value without a configuration.
-	NoConfig = "none"
-)
-
-// condition is a Node's condition.
-type condition struct {
-	Type               string    `json:"type"`
-	Status             string    `json:"status"`
-	Reason             string    `json:"reason"`
-	Message            string    `json:"message"`
-	LastHeartbeatTime  time.Time `json:"lastHeartbeatTime"`
-	LastTransitionTime time.Time `json:"lastTransitionTime"`
-}
-
-const (
-	// heartbeat is how often the Node is patched when nothing changed, give or
-	// take a tenth.
-	heartbeat = 5 * time.Minute
 	// Attempts after a failure start at firstRetry and double up to lastRetry.
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = time.Minute
@@ -102,11 +72,7 @@ func (r *Reporter) Observe(status agent.Status, events []agent.Event) {
 func (r *Reporter) NodeSeen(n Node) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	there := false
-	for _, c := range n.Status.Conditions {
-		there = there || c.Type == ConditionType
-	}
-	if r.sent.Annotations != nil && (n.Metadata.UID != r.onNode.Metadata.UID || !there) {
+	if r.sent.Annotations != nil && (n.Metadata.UID != r.onNode.Metadata.UID || n.Condition(ConditionType) == nil) {
 		r.again = true
 		r.poke()
 	}
@@ -228,7 +194,7 @@ func (r *Reporter) outcome(err error) {
 // report is what stands on the Node, but for its times.
 type report struct {
 	Annotations map[string]any // nil as a value takes one away
-	Condition   condition
+	Condition   Condition
 }
 
 // want is what the Node should be patched to; false when there is no need.
@@ -243,16 +209,16 @@ func (r *Reporter) want(due bool) (report, bool) {
 }
 
 func reportOf(s agent.Status, version string) report {
-	c := condition{Type: ConditionType, Status: "False"}
+	c := Condition{Type: ConditionType, Status: "False"}
 	switch {
 	case s.LastError != "" || !s.Ready:
-		c.Reason, c.Message = "ApplyFailed", cmp.Or(s.LastError, "the rules are not in the kernel yet")
+		c.Reason, c.Message = ApplyFailed, cmp.Or(s.LastError, "the rules are not in the kernel yet")
 	case s.PlanError != "":
-		c.Reason, c.Message = "PlanRejected", s.PlanError
+		c.Reason, c.Message = PlanRejected, s.PlanError
 	case s.ConfigError != "":
 		c.Reason, c.Message = ConfigRejected, s.ConfigError
 	default:
-		c.Status, c.Reason = "True", "RulesInPlace"
+		c.Status, c.Reason = "True", RulesInPlace
 		c.Message = fmt.Sprintf("the kernel holds generation %d (%s), from %s", s.AppliedGeneration, s.AppliedHash, s.ConfigFrom)
 	}
 	c.Message = cut(c.Message, longestMessage)
@@ -298,16 +264,14 @@ func (r *Reporter) patch(ctx context.Context, want report) error {
 	r.again = false
 	c := want.Condition
 	c.LastHeartbeatTime, c.LastTransitionTime = now, now
-	for _, old := range r.onNode.Status.Conditions {
-		if old.Type == c.Type && old.Status == c.Status {
-			c.LastTransitionTime = old.LastTransitionTime
-		}
+	if old := r.onNode.Condition(c.Type); old != nil && old.Status == c.Status {
+		c.LastTransitionTime = old.LastTransitionTime
 	}
 	r.mu.Unlock()
 	// One patch of the status carries both: the agent may change nothing else.
 	patch := map[string]any{
 		"metadata": map[string]any{"annotations": want.Annotations},
-		"status":   map[string]any{"conditions": []condition{c}},
+		"status":   map[string]any{"conditions": []Condition{c}},
 	}
 	var n Node
 	err := r.client.Patch(ctx, kubeapi.Nodes.Named(r.node).Sub("status"), kubeapi.StrategicMerge, patch, false, &n)

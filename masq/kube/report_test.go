@@ -22,16 +22,16 @@ type told struct {
 		Annotations map[string]string
 		Labels      map[string]string
 	}
-	Status struct{ Conditions []condition }
+	Status struct{ Conditions []Condition }
 }
 
-func (n told) condition() (condition, bool) {
+func (n told) condition() (Condition, bool) {
 	for _, c := range n.Status.Conditions {
 		if c.Type == ConditionType {
 			return c, true
 		}
 	}
-	return condition{}, false
+	return Condition{}, false
 }
 
 // reports runs a reporter until the test ends.

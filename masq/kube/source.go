@@ -65,25 +65,6 @@ func NewSource(o Options, content Content) *Source {
 	return &Source{Options: o, content: content, progress: make(chan struct{}, 1)}
 }
 
-// Node is a Node, with the fields that matter here.
-type Node struct {
-	Metadata struct {
-		Name string `json:"name"`
-		UID  string `json:"uid"`
-	} `json:"metadata"`
-	Spec struct {
-		PodCIDR  string   `json:"podCIDR"`
-		PodCIDRs []string `json:"podCIDRs"`
-	} `json:"spec"`
-	Status struct {
-		Addresses []struct {
-			Type    string `json:"type"`
-			Address string `json:"address"`
-		} `json:"addresses"`
-		Conditions []condition `json:"conditions"`
-	} `json:"status"`
-}
-
 // serviceCIDR is a ServiceCIDR, with the field that matters.
 type serviceCIDR struct {
 	Metadata struct {
@@ -115,7 +96,7 @@ func (s *Source) Watch(ctx context.Context, changed func()) error {
 			// A Node's heartbeats, ours among them, change no rule.
 			now := fmt.Sprintln("node", len(all), err)
 			for _, n := range all {
-				now += fmt.Sprintln(n.Metadata.Name, n.Spec, n.Status.Addresses)
+				now += fmt.Sprintln(n.Metadata.Name, n.Spec.PodCIDR, n.Spec.PodCIDRs, n.Status.Addresses)
 			}
 			if now != last {
 				last = now

@@ -276,7 +276,7 @@ func (f *simulated) all(ctx context.Context, before string) error {
 	}
 	told := map[string]bool{}
 	look := func(n *unstructured.Unstructured) {
-		if digest := n.GetAnnotations()["sordino.dev/masq-config"]; digest != "" && digest != before {
+		if digest := n.GetAnnotations()[kube.AnnotationConfig]; digest != "" && digest != before {
 			told[n.GetName()] = true
 		}
 	}

@@ -1,0 +1,89 @@
+package kube
+
+import (
+	"slices"
+	"time"
+)
+
+// What stands on a Node, for those who read it there.
+const (
+	ConditionType = "IPMasqueradeReady"
+
+	// The condition's reasons. RulesInPlace is the one of a condition that is
+	// true. While it is ConfigRejected the last good configuration is in force
+	// instead of the present one.
+	RulesInPlace   = "RulesInPlace"
+	ConfigRejected = "ConfigRejected"
+	PlanRejected   = "PlanRejected"
+	ApplyFailed    = "ApplyFailed"
+
+	// AnnotationPrefix begins all annotations.
+	AnnotationPrefix     = "sordino.dev/masq-"
+	AnnotationGeneration = AnnotationPrefix + "generation"
+	AnnotationHash       = AnnotationPrefix + "hash"
+	AnnotationConfig     = AnnotationPrefix + "config"
+	AnnotationFindings   = AnnotationPrefix + "findings"
+	AnnotationVersion    = AnnotationPrefix + "version"
+
+	// NoConfig is AnnotationConfig's value without a configuration.
+	NoConfig = "none"
+
+	// heartbeat is how often the Node is patched when nothing changed, give or
+	// take a tenth.
+	heartbeat = 5 * time.Minute
+	// SilentAfter is without how long a heartbeat the condition is not to be
+	// believed any more.
+	SilentAfter = 3 * heartbeat
+)
+
+// Node is a Node, with the fields that agents and those who read what agents
+// tell look at.
+type Node struct {
+	Metadata struct {
+		Name        string            `json:"name"`
+		UID         string            `json:"uid"`
+		Labels      map[string]string `json:"labels"`
+		Annotations map[string]string `json:"annotations"`
+	} `json:"metadata"`
+	Spec struct {
+		PodCIDR       string   `json:"podCIDR"`
+		PodCIDRs      []string `json:"podCIDRs"`
+		Unschedulable bool     `json:"unschedulable"`
+	} `json:"spec"`
+	Status struct {
+		Allocatable map[string]string `json:"allocatable"`
+		Addresses   []struct {
+			Type    string `json:"type"`
+			Address string `json:"address"`
+		} `json:"addresses"`
+		Conditions []Condition `json:"conditions"`
+	} `json:"status"`
+}
+
+// Condition is a Node's condition.
+type Condition struct {
+	Type               string    `json:"type"`
+	Status             string    `json:"status"`
+	Reason             string    `json:"reason"`
+	Message            string    `json:"message"`
+	LastHeartbeatTime  time.Time `json:"lastHeartbeatTime"`
+	LastTransitionTime time.Time `json:"lastTransitionTime"`
+}
+
+// Condition is the Node's condition of a type; nil when there is none.
+func (n *Node) Condition(kind string) *Condition {
+	i := slices.IndexFunc(n.Status.Conditions, func(c Condition) bool { return c.Type == kind })
+	if i < 0 {
+		return nil
+	}
+	return &n.Status.Conditions[i]
+}
+
+// Counts reports whether the Node is one that an agent has to be on: those of
+// other systems than Linux are not. One that does not say its system counts.
+// The DaemonSet leaves it out, and it is better named for want of an agent than
+// overlooked.
+func (n *Node) Counts() bool {
+	os := n.Metadata.Labels["kubernetes.io/os"]
+	return os == "" || os == "linux"
+}
