@@ -29,7 +29,8 @@ func (r *remote) fleetStatus() *cobra.Command {
 		Use: "status", Short: "Show which node of a Kubernetes cluster holds which rules, and which one refused them and why; exit 1 while not all are ready and current", Args: cobra.NoArgs,
 		Long: `Shows the agents of a Kubernetes cluster, a line a node, as they tell of
 themselves on their Nodes. It asks the cluster of a kubeconfig and needs no
-server. A node is
+server: --server, --token-file, --ca-file and --project are the other commands'
+and mean nothing here. A node is
 
   ready     the kernel holds what the configuration means
   rejected  the agent refused the configuration; the last good one is in force

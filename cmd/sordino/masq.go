@@ -14,7 +14,10 @@ import (
 )
 
 func masqCommand(r *remote) *cobra.Command {
-	c := &cobra.Command{Use: "masq", Short: "The ip-masq-agents of an environment: configuration, state, explanations"}
+	c := &cobra.Command{Use: "masq", Short: "The ip-masq-agents of an environment, or of any Kubernetes cluster: configuration, state, explanations",
+		Long: `The ip-masq-agents of an environment, by the server. "status" alone asks a
+Kubernetes cluster, with or without environments, and no server: of the flags
+about the server, the token and the project it uses none.`}
 	r.flags(c)
 	for _, sub := range []*cobra.Command{r.describeMasq(), r.setMasq(), r.planMasq(), r.explainMasq()} {
 		r.locationFlag(sub)
