@@ -613,7 +613,7 @@ func TestPages(t *testing.T) {
 	s := n.start()
 	n.seen(testnet.Service4)
 	n.seen(testnet.Service6)
-	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "ok: the kernel holds generation 1 (" + s.Hash + ")\n"} {
+	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "ok: the kernel holds generation 1 (" + s.Hash + ")\nconfiguration: files\n"} {
 		if body, err := agentproc.Get(n.Context(), n.Node, path); err != nil || string(body) != want {
 			t.Errorf("%s: %q, %v", path, body, err)
 		}

@@ -114,9 +114,11 @@ func (s *store) changed() {
 func (s *store) start(ctx context.Context, n int, ipv6 bool) {
 	for range n {
 		w := make(chan []Policy, 100)
+		s.mu.Lock() // those before may write already
 		s.watchers = append(s.watchers, w)
-		go (&reporter{s, ipv6, slog.New(slog.DiscardHandler)}).run(ctx, w)
 		w <- []Policy{s.policy}
+		s.mu.Unlock()
+		go (&reporter{s, ipv6, slog.New(slog.DiscardHandler)}).run(ctx, w)
 	}
 }
 
