@@ -26,14 +26,15 @@ import (
 
 	"sordino/deploy/images"
 	"sordino/internal/kubetest"
+	"sordino/internal/testprogram"
 )
 
 // TestNode runs the agent on a real node as its manifest says, and takes it
 // away again.
 func TestNode(t *testing.T) {
 	dir := t.TempDir()
-	if text, err := exec.Command("make", "-s", "-C", "..", "build-agent", "BIN="+dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
+	if err := testprogram.Build(dir, testprogram.Agent); err != nil {
+		t.Fatal(err)
 	}
 	archive := filepath.Join(dir, "images.tar")
 	if err := images.WriteTar(archive, "latest", images.Platform{Architecture: runtime.GOARCH, Binaries: dir}, images.Agent); err != nil {
@@ -116,8 +117,8 @@ func tables(t *testing.T, node *kubetest.Node) string {
 // write nothing else.
 func TestServer(t *testing.T) {
 	dir := t.TempDir()
-	if text, err := exec.Command("make", "-s", "-C", "..", "build", "BIN="+dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
+	if err := testprogram.Build(dir, testprogram.Both); err != nil {
+		t.Fatal(err)
 	}
 	archive := filepath.Join(dir, "images.tar")
 	if err := images.WriteTar(archive, "latest", images.Platform{Architecture: runtime.GOARCH, Binaries: dir}, images.Server); err != nil {
@@ -256,8 +257,8 @@ func certificate(t *testing.T, dir string) *x509.CertPool {
 // only warns of an unknown one, and would run without.
 func TestFlags(t *testing.T) {
 	dir := t.TempDir()
-	if text, err := exec.Command("make", "-s", "-C", "..", "build", "BIN="+dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
+	if err := testprogram.Build(dir, testprogram.Both); err != nil {
+		t.Fatal(err)
 	}
 	known := map[string]string{}
 	for name, command := range map[string][]string{

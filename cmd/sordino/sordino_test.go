@@ -20,6 +20,7 @@ import (
 
 	"sordino/demo"
 	"sordino/internal/netnstest"
+	"sordino/internal/testprogram"
 	"sordino/internal/testwait"
 	"sordino/lab/host"
 )
@@ -49,13 +50,7 @@ func build() (err error) {
 	if err := os.Chmod(programs, 0o755); err != nil {
 		return err
 	}
-	// Built here, so that the test needs no "make build" before it.
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", programs+"/", "sordino/cmd/...")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building the programs: %w\n%s", err, out)
-	}
-	return nil
+	return testprogram.Build(programs, testprogram.Both)
 }
 
 // user is who runs the program, with a folder for the lab's socket.

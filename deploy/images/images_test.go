@@ -27,6 +27,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 
 	"sordino/deploy/images"
+	"sordino/internal/testprogram"
 )
 
 var release = images.Release{
@@ -219,13 +220,9 @@ func copyTree(from, to string) error {
 }
 
 func TestSBOM(t *testing.T) {
-	repository, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
 	binaries, dir := t.TempDir(), t.TempDir()
-	if text, err := exec.Command("make", "-s", "-C", repository, "build-agent", "BIN="+binaries).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
+	if err := testprogram.Build(binaries, testprogram.Agent); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := images.Agent.Write(dir, release, []images.Platform{{Architecture: runtime.GOARCH, Binaries: binaries}}); err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 
 	"sordino/environment"
 	"sordino/environment/address"
+	"sordino/internal/testprogram"
 	"sordino/internal/testwait"
 	"sordino/lab/host"
 	"sordino/reconcile"
@@ -53,18 +54,14 @@ const agentVariable = "SORDINO_TEST_AGENT"
 
 func agentBinary(tb testing.TB) string {
 	tb.Helper()
-	path := os.Getenv(agentVariable)
-	if path == "" {
-		path = filepath.Join("..", "..", "bin", "ip-masq-agent")
+	if path := os.Getenv(agentVariable); path != "" {
+		return path
 	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
+	dir, err := testprogram.Built()
 	if err != nil {
-		tb.Fatalf("these tests run the agent program: %v; \"make build\" makes it", err)
+		tb.Fatal(err)
 	}
-	return path
+	return filepath.Join(dir, "ip-masq-agent")
 }
 
 // newDriver makes a driver with a data folder of its own, and takes its host

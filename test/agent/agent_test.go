@@ -27,6 +27,7 @@ import (
 	"sordino/internal/netnstest"
 	"sordino/internal/projected"
 	"sordino/internal/testnet"
+	"sordino/internal/testprogram"
 	"sordino/masq/agent"
 )
 
@@ -42,11 +43,8 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "ip-masq-agent")
-		build := exec.Command("go", "build", "-o", binary, "sordino/cmd/ip-masq-agent")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		build.Stderr = os.Stderr
-		if err := errors.Join(build.Run(), os.Chmod(dir, 0o755)); err != nil {
-			fmt.Fprintln(os.Stderr, "building the agent:", err)
+		if err := errors.Join(testprogram.Build(dir, testprogram.Agent), os.Chmod(dir, 0o755)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		return m.Run()

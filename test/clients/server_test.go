@@ -27,6 +27,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"sordino/internal/testprogram"
 	"sordino/internal/testwait"
 	"sordino/lab/host"
 )
@@ -72,14 +73,11 @@ exec "$1" lab down --data "$2"
 // for "serve".
 func start(tb testing.TB, flags ...string) *server {
 	tb.Helper()
-	bin, err := filepath.Abs(filepath.Join("..", "..", "bin"))
+	bin, err := testprogram.Built()
 	if err != nil {
 		tb.Fatal(err)
 	}
 	program := filepath.Join(bin, "sordino")
-	if _, err := os.Stat(program); err != nil {
-		tb.Fatalf("these tests run the built program: %v; \"make build\" makes it", err)
-	}
 	// A test's own folder may have a name too long for a socket in it.
 	dir, err := os.MkdirTemp("", "sordino-")
 	if err != nil {

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -24,6 +23,7 @@ import (
 
 	"sordino/deploy/images"
 	"sordino/internal/kubetest"
+	"sordino/internal/testprogram"
 	"sordino/internal/testwait"
 )
 
@@ -63,11 +63,8 @@ func TestMain(m *testing.M) {
 
 // start packs the agent into its image and starts the cluster.
 func start(dir string) (err error) {
-	build := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-trimpath", "-ldflags=-s -w", "-o", dir, "sordino/cmd/ip-masq-agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return fmt.Errorf("building the agent: %w", err)
+	if err := testprogram.Build(dir, testprogram.Agent); err != nil {
+		return err
 	}
 	archive := filepath.Join(dir, "agent.tar")
 	if err := images.WriteTar(archive, "latest", images.Platform{Architecture: runtime.GOARCH, Binaries: dir}, images.Agent); err != nil {

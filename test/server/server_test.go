@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"sordino/internal/testprogram"
 	"sordino/internal/testwait"
 	"sordino/lab/host"
 	"sordino/reconcile"
@@ -40,14 +41,11 @@ type world struct {
 
 func program(t *testing.T, name string) string {
 	t.Helper()
-	path, err := filepath.Abs(filepath.Join("..", "..", "bin", name))
-	if err == nil {
-		_, err = os.Stat(path)
-	}
+	dir, err := testprogram.Built()
 	if err != nil {
-		t.Fatalf("these tests run the programs: %v; \"make build\" makes them", err)
+		t.Fatal(err)
 	}
-	return path
+	return filepath.Join(dir, name)
 }
 
 func newWorld(t *testing.T, data string) *world {

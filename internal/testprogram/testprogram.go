@@ -1,0 +1,72 @@
+// Package testprogram is where tests get the two programs from: the ones that
+// "make build" left in bin, or ones that it builds for the test.
+//
+// It owns no flags of the compiler. What a test runs is built by the Makefile,
+// as what people run is; so it refuses a machine without make.
+//
+// To debug a test that runs an old program: Built never builds. "make build"
+// does, and "make test" begins with it.
+package testprogram
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// The targets of the Makefile.
+const (
+	Both  = "build"
+	Agent = "build-agent"
+)
+
+// Build builds programs into a folder. Their version is "devel".
+func Build(dir, target string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	top, err := root()
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command("make", "-s", "-C", top, target, "BIN="+dir, "VERSION=devel").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("building programs for the tests: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// Built is the folder with both programs.
+func Built() (string, error) {
+	top, err := root()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(top, "bin")
+	for _, name := range []string{"ip-masq-agent", "sordino"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return "", fmt.Errorf("these tests run the built programs: %w; \"make build\" makes them", err)
+		}
+	}
+	return dir, nil
+}
+
+// root is the repository: a test's working folder is its package's.
+func root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if filepath.Dir(dir) == dir {
+			return "", errors.New("no go.mod in a folder above the working one: run this inside the repository")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
