@@ -34,7 +34,7 @@ type measurement struct {
 var measurements = []measurement{
 	{"swap", configSwap}, {"drift", drift}, {"load", firstLoad}, {"change", oneChanged},
 	{"connections", newConnections}, {"forwarding", forwarding}, {"endurance", endurance}, {"idle", idle},
-	{"create", createAccepted}, {"reading", reading}, {"startup", startup}, {"three-nodes", threeNodes}, {"twenty", twentyAtOnce},
+	{"create", createAccepted}, {"reading", reading}, {"startup", startup}, {"lab-three-nodes", threeNodes}, {"lab-twenty", twentyAtOnce},
 	{"kubernetes", kubernetes}, {"fleet", fleet},
 }
 

@@ -1,11 +1,11 @@
-// Package cluster runs the agent as people do, from deploy/agent by kubectl, on
+// Package kubeagent runs the agent as people do, from deploy/agent by kubectl, on
 // three real nodes, and judges it by what a service outside sees of the Pods.
 //
 // All tests share one cluster, whose nodes differ: n1 has kube-proxy in
 // iptables mode, n2 in nftables mode, n3 none, and n4, which joins late, a CNI
 // that masquerades by itself. On every node a Pod opens a connection to the
 // service every 20 ms, so "never unmasked" is said of thousands of them.
-package cluster
+package kubeagent
 
 import (
 	"context"

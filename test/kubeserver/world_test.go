@@ -1,4 +1,4 @@
-// Package clusters runs the server as people do, with environments on three real
+// Package kubeserver runs the server as people do, with environments on three real
 // nodes: it is created by gcloud, judged by what a service outside sees, and
 // killed at every step.
 //
@@ -7,7 +7,7 @@
 //
 // To debug it, set SORDINO_KUBETEST_KEEP=1 and run one test with -v: a failed
 // test prints the server's log, the Pods and the Events.
-package clusters
+package kubeserver
 
 import (
 	"bytes"
