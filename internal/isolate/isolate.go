@@ -70,6 +70,10 @@ func Command(ctx context.Context, args []string, tied bool) (*exec.Cmd, error) {
 // end; then the kernel does it.
 const endTime = 10 * time.Second
 
+// unheard is how Go's runtime ends the first process of a PID namespace on a
+// signal for which there is no handler yet: the kernel does not kill that one.
+const unheard = 2
+
 // StartError adds what to do to the kernel's refusal of namespaces.
 func StartError(err error) error {
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
@@ -93,6 +97,13 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return StartError(err)
 	}
 	err = cmd.Wait()
+	if cmd.ProcessState.ExitCode() == unheard {
+		// Ctrl-C goes to both of us, and may be on its way to this one.
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second / 10):
+		}
+	}
 	if ctx.Err() != nil && cmd.ProcessState.ExitCode() != Interrupted {
 		return ctx.Err() // it had no time to say so
 	}
