@@ -38,18 +38,6 @@ func (s *Service) locations() []string {
 	return s.Networks.Locations()
 }
 
-// checkOnCluster are the rules for new environments on existing clusters that
-// take no facts.
-func checkOnCluster(at Location, spec *Spec) []Violation {
-	var p problems
-	if !spec.Config.GetNodeConfig().GetEnableIpMasqAgent() {
-		p.add(fieldAgent, "IP_MASQ_AGENT_REQUIRED",
-			fmt.Sprintf("Location '%s' has existing clusters, where an environment is the IP Masquerade agent and the workers behind it. Set 'config.nodeConfig.enableIpMasqAgent' to true (--enable-ip-masq-agent, with --enable-ip-alias), in an image version of Composer 1 or 2.", at.ID),
-			"location", at.ID)
-	}
-	return p
-}
-
 // place gives an environment the first cluster that is free and has what is
 // asked for, and makes its plan. Violations are told where no cluster of the
 // location, free or not, has that; the error says why each that does cannot be

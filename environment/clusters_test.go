@@ -102,7 +102,7 @@ func TestOnClusterRequests(t *testing.T) {
 		"more nodes":            {body: withAgent(`"nodeCount":5,`), want: "config.node_count CLUSTER_MISMATCH 5 nodes are asked for, and cluster 'cluster-1' has 3. Leave the number out: the environment has the nodes that its cluster has"},
 		"a control plane": {body: withAgent(`"privateEnvironmentConfig":{"enablePrivateEnvironment":true,"privateClusterConfig":{"masterIpv4CidrBlock":"172.16.0.0/23"}},`),
 			want: "The control plane range 172.16.0.0/23 is asked for, and cluster 'cluster-1' is there already, with its own control plane. Leave the range out"},
-		"no agent":           {body: `{}`, want: field + "enable_ip_masq_agent IP_MASQ_AGENT_REQUIRED Location 'us-central1' has existing clusters, where an environment is the IP Masquerade agent and the workers behind it."},
+		"no agent":           {body: `{}`, cluster: "cluster-1"},
 		"what else is wrong": {body: withAgent(`"nodeCount":5,"webServerConfig":{"machineType":"none"},`), want: "MACHINE_TYPE_UNSUPPORTED"},
 	} {
 		f := onClusters(t, cluster(1), cluster(2))

@@ -37,10 +37,8 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (*Operation, erro
 	// Clusters are asked before the transaction, which must not wait. What came
 	// of it is looked at inside: a request that is sent again has its answer.
 	var clusters []Cluster
-	if s.Clusters != nil {
-		if violations = append(violations, checkOnCluster(name.Location, &spec)...); v.ID != "" && !refusesPlace(violations) {
-			clusters = s.Clusters.Read(ctx, name.Location.ID)
-		}
+	if s.Clusters != nil && v.ID != "" && !refusesPlace(violations) {
+		clusters = s.Clusters.Read(ctx, name.Location.ID)
 	}
 	return s.transact(ctx, name, r.CallOptions, fingerprint, func(tx Tx) (*Operation, error) {
 		if existing, err := tx.Environment(name); err == nil {
