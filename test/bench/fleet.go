@@ -54,8 +54,18 @@ func fleet(ctx context.Context, b *bench) (rows []row, err error) {
 			}
 		}
 	}()
+	idle := 0.0
 	for i, n := range sizes {
 		if fleets[i], err = newFleet(ctx, b, n); err != nil {
+			return nil, err
+		}
+		if i == 0 { // an API server has the same to say to itself however many Nodes there are
+			if idle, err = fleets[i].callsAMinute(ctx, fleetIdle); err != nil {
+				return nil, err
+			}
+		}
+		fleets[i].idle = idle
+		if err := fleets[i].start(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -107,6 +117,7 @@ type simulated struct {
 	client  *dynamic.DynamicClient
 	http    *http.Client
 	size    int
+	tokens  map[string]string // by Node
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -154,39 +165,44 @@ func newFleet(ctx context.Context, b *bench, size int) (f *simulated, err error)
 	if _, err := f.cluster.TryKubectl(ctx, manifest.String(), "apply", "-f", "-"); err != nil {
 		return f, err
 	}
-	tokens, err := f.makeNodes(ctx)
-	if err != nil {
+	if f.tokens, err = f.makeNodes(ctx); err != nil {
 		return f, err
 	}
-	calls, _, err := f.metrics(ctx)
-	if err == nil {
-		err = pause(ctx, fleetIdle)
-	}
-	if err != nil {
-		return f, err
-	}
-	after, memory, err := f.metrics(ctx)
-	if err != nil {
-		return f, err
-	}
-	f.idle, f.counted.nodesAlone = (after-calls)/fleetIdle.Minutes(), memory
+	_, f.counted.nodesAlone, err = f.metrics(ctx)
+	return f, err
+}
 
+// callsAMinute counts for a while.
+func (f *simulated) callsAMinute(ctx context.Context, d time.Duration) (float64, error) {
+	before, _, err := f.metrics(ctx)
+	if err == nil {
+		err = pause(ctx, d)
+	}
+	if err != nil {
+		return 0, err
+	}
+	after, _, err := f.metrics(ctx)
+	return (after - before) / d.Minutes(), err
+}
+
+// start starts the agents, and the count when all hold an edited ConfigMap.
+func (f *simulated) start(ctx context.Context) (err error) {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	f.stop = stop
-	for name, token := range tokens {
+	for name, token := range f.tokens {
 		if err := f.startAgent(running, name, token); err != nil {
-			return f, err
+			return err
 		}
 	}
 	if err := f.all(ctx, ""); err != nil {
-		return f, err
+		return err
 	}
 	if f.counted.edit, err = f.edit(ctx); err != nil {
-		return f, err
+		return err
 	}
 	f.began = time.Now()
 	f.before, _, err = f.metrics(ctx)
-	return f, err
+	return err
 }
 
 func (f *simulated) close() error {
