@@ -281,38 +281,30 @@ func (f *simulated) startAgent(ctx context.Context, node, token string) error {
 }
 
 // all waits until every agent has told on its Node that it looked at a
-// configuration with another digest than this one.
+// configuration with another digest than this one. It asks: a watch of so many
+// changes at once is cut off by the API server.
 func (f *simulated) all(ctx context.Context, before string) error {
 	ctx, stop := context.WithTimeout(ctx, 5*time.Minute)
 	defer stop()
 	nodes := f.client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "nodes"})
-	list, err := nodes.List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return err
-	}
-	told := map[string]bool{}
-	look := func(n *unstructured.Unstructured) {
-		if digest := n.GetAnnotations()[kube.AnnotationConfig]; digest != "" && digest != before {
-			told[n.GetName()] = true
+	for {
+		list, err := nodes.List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+		if err != nil {
+			return err
+		}
+		told := 0
+		for _, n := range list.Items {
+			if digest := n.GetAnnotations()[kube.AnnotationConfig]; digest != "" && digest != before {
+				told++
+			}
+		}
+		if told == f.size {
+			return nil
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return fmt.Errorf("only %d of %d agents told on their Nodes what they hold: %w", told, f.size, err)
 		}
 	}
-	for i := range list.Items {
-		look(&list.Items[i])
-	}
-	w, err := nodes.Watch(ctx, metav1.ListOptions{ResourceVersion: list.GetResourceVersion()})
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	for len(told) < f.size {
-		e, open := <-w.ResultChan()
-		n, ok := e.Object.(*unstructured.Unstructured)
-		if !open || !ok {
-			return fmt.Errorf("only %d of %d agents told on their Nodes what they hold", len(told), f.size)
-		}
-		look(n)
-	}
-	return nil
 }
 
 // edit makes the ConfigMap.
