@@ -29,18 +29,25 @@ import (
 	"sordino/internal/testprogram"
 )
 
-// TestNode runs the agent on a real node as its manifest says, and takes it
-// away again.
-func TestNode(t *testing.T) {
-	dir := t.TempDir()
-	if err := testprogram.Build(dir, testprogram.Agent); err != nil {
+// oneNode builds programs into a folder, and starts a cluster of one node that
+// has the image of them.
+func oneNode(t *testing.T, target string, image images.Image) (dir string, c *kubetest.Cluster) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := testprogram.Build(dir, target); err != nil {
 		t.Fatal(err)
 	}
 	archive := filepath.Join(dir, "images.tar")
-	if err := images.WriteTar(archive, "latest", images.Platform{Architecture: runtime.GOARCH, Binaries: dir}, images.Agent); err != nil {
+	if err := images.WriteTar(archive, "latest", images.Platform{Architecture: runtime.GOARCH, Binaries: dir}, image); err != nil {
 		t.Fatal(err)
 	}
-	c := kubetest.Start(t, kubetest.Options{Nodes: 1, Images: []string{archive}})
+	return dir, kubetest.Start(t, kubetest.Options{Nodes: 1, Images: []string{archive}})
+}
+
+// TestNode runs the agent on a real node as its manifest says, and takes it
+// away again.
+func TestNode(t *testing.T) {
+	_, c := oneNode(t, testprogram.Agent, images.Agent)
 	node := c.Nodes[0]
 	apply(t, c, "agent")
 	if err := c.Rollout(t.Context(), "kube-system", "ip-masq-agent"); err != nil {
@@ -116,15 +123,7 @@ func tables(t *testing.T, node *kubetest.Node) string {
 // its Service's name, with what it accepted on the volume, as a user who may
 // write nothing else.
 func TestServer(t *testing.T) {
-	dir := t.TempDir()
-	if err := testprogram.Build(dir, testprogram.Both); err != nil {
-		t.Fatal(err)
-	}
-	archive := filepath.Join(dir, "images.tar")
-	if err := images.WriteTar(archive, "latest", images.Platform{Architecture: runtime.GOARCH, Binaries: dir}, images.Server); err != nil {
-		t.Fatal(err)
-	}
-	c := kubetest.Start(t, kubetest.Options{Nodes: 1, Images: []string{archive}})
+	dir, c := oneNode(t, testprogram.Both, images.Server)
 	node := c.Nodes[0]
 	if err := os.MkdirAll(node.Path("/var/lib/volume"), 0o755); err != nil {
 		t.Fatal(err)
