@@ -270,10 +270,8 @@ func (d *Driver) giveBack(ctx context.Context, c *cluster, t tenant) (string, er
 			return "", err
 		}
 	}
-	for _, s := range []set{cleanupSet} {
-		if err := c.gone(ctx, s); err != nil {
-			return "", err
-		}
+	if err := c.gone(ctx, cleanupSet); err != nil {
+		return "", err
 	}
 	is, err := c.claimed(ctx)
 	if err != nil || is == nil || is.uuid() != t.uuid {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sordino/internal/kubetest"
+	"sordino/internal/testprogram"
 )
 
 // The outside service is in 10.90.0.0/24.
@@ -22,7 +23,7 @@ const (
 // gcloud runs the real one against the server.
 func (w *world) gcloud(args ...string) {
 	w.t.Helper()
-	binaries, err := bin()
+	binaries, err := testprogram.Built()
 	if err != nil {
 		w.t.Fatal(err)
 	}

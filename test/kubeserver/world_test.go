@@ -10,7 +10,6 @@
 package kubeserver
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,7 +22,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +29,8 @@ import (
 	"sordino/deploy/images"
 	"sordino/internal/kubetest"
 	"sordino/internal/probe"
+	"sordino/internal/testprogram"
+	"sordino/internal/testwait"
 )
 
 var (
@@ -80,20 +80,9 @@ func started(cmd *exec.Cmd) <-chan error {
 	return done
 }
 
-func bin() (string, error) {
-	path, err := filepath.Abs(filepath.Join("..", "..", "bin"))
-	if err == nil {
-		_, err = os.Stat(filepath.Join(path, "sordino"))
-	}
-	if err != nil {
-		return "", fmt.Errorf("these tests run the programs: %w; \"make build\" makes them", err)
-	}
-	return path, nil
-}
-
 // begin packs the programs into their images and starts the cluster.
 func begin(dir string) error {
-	binaries, err := bin()
+	binaries, err := testprogram.Built()
 	if err != nil {
 		return err
 	}
@@ -118,25 +107,7 @@ type world struct {
 
 	cmd    *exec.Cmd
 	exited chan struct{}
-	log    *log
-}
-
-// log is what all runs of the server wrote.
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	log    *testwait.Log // of all runs of the server
 }
 
 func newWorld(t *testing.T) *world {
@@ -148,7 +119,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, dir: t.TempDir(), address: l.Addr().String(), log: &log{}}
+	w := &world{t: t, dir: t.TempDir(), address: l.Addr().String(), log: &testwait.Log{}}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +160,7 @@ func newWorld(t *testing.T) *world {
 // start runs the server and waits until it serves.
 func (w *world) start() {
 	w.t.Helper()
-	binaries, err := bin()
+	binaries, err := testprogram.Built()
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -235,19 +206,7 @@ func (w *world) kill() {
 
 func (w *world) eventually(ask func() error) {
 	w.t.Helper()
-	deadline, look := time.After(3*time.Minute), time.NewTicker(20*time.Millisecond)
-	defer look.Stop()
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			w.t.Fatal(err)
-		case <-look.C:
-		}
-	}
+	testwait.Until(w.t, 3*time.Minute, 20*time.Millisecond, ask)
 }
 
 const (
@@ -412,7 +371,7 @@ func (w *world) free() {
 
 // program runs "sordino" as a client, and returns its standard output.
 func (w *world) program(args ...string) (string, error) {
-	binaries, err := bin()
+	binaries, err := testprogram.Built()
 	if err != nil {
 		return "", err
 	}
