@@ -232,9 +232,18 @@ func (f *following) until(t *testing.T, what string, ok func() bool) {
 		select {
 		case <-f.wake:
 		case <-limit:
-			t.Fatalf("never %s; seen %q, errors %v", what, f.seen, f.errs)
+			seen, errs := f.told()
+			t.Fatalf("never %s; seen %q, errors %v", what, seen, errs)
 		}
 	}
+}
+
+// told is every call until now: what was seen, and the errors. More may come
+// while the test looks, so it gets copies.
+func (f *following) told() (seen [][]string, errs []error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.seen), slices.Clone(f.errs)
 }
 
 func (f *following) sees(t *testing.T, want ...string) {
@@ -294,8 +303,8 @@ func TestFollowGoesOn(t *testing.T) {
 	if got, want := asked(), []string{"list metadata.name=x", "watch 10", "watch 15"}; !slices.Equal(got, want) {
 		t.Errorf("asked %q, want %q", got, want)
 	}
-	if len(f.errs) != 0 || len(f.seen) != 2 {
-		t.Errorf("seen %q, errors %v", f.seen, f.errs)
+	if seen, errs := f.told(); len(errs) != 0 || len(seen) != 2 {
+		t.Errorf("seen %q, errors %v", seen, errs)
 	}
 }
 
@@ -310,8 +319,8 @@ func TestFollowExpired(t *testing.T) {
 	})
 	f := follow(t, c, ConfigMaps.In("kube-system").Named("x"))
 	f.until(t, "read twice", func() bool { return len(f.seen) == 2 })
-	if len(f.errs) != 0 {
-		t.Errorf("errors %v", f.errs)
+	if _, errs := f.told(); len(errs) != 0 {
+		t.Errorf("errors %v", errs)
 	}
 }
 
@@ -332,8 +341,8 @@ func TestFollowPatience(t *testing.T) {
 	})
 	f := follow(t, c, ConfigMaps.In("kube-system").Named("x"))
 	f.until(t, "read three times", func() bool { return len(f.seen) == 3 })
-	if len(f.errs) != 2 || RetryAfter(f.errs[0]) != time.Second || time.Since(began) < time.Second {
-		t.Errorf("errors %v after %v", f.errs, time.Since(began))
+	if _, errs := f.told(); len(errs) != 2 || RetryAfter(errs[0]) != time.Second || time.Since(began) < time.Second {
+		t.Errorf("errors %v after %v", errs, time.Since(began))
 	}
 }
 
@@ -369,9 +378,10 @@ func TestFollowARealServer(t *testing.T) {
 	t.Logf("a change was seen after %v", time.Since(began))
 	k.Kubectl(t, "", "-n", "kube-system", "delete", "configmap", "x")
 	one.sees(t)
-	for _, seen := range one.seen {
+	before, _ := one.told()
+	for _, seen := range before {
 		if slices.Contains(seen, "y=2") {
-			t.Errorf("another object was seen: %q", one.seen)
+			t.Errorf("another object was seen: %q", before)
 		}
 	}
 	k.Kubectl(t, "", "-n", "kube-system", "create", "configmap", "x", "--from-literal=a=4")
@@ -380,13 +390,14 @@ func TestFollowARealServer(t *testing.T) {
 	// The server dies, and what changes before anybody watches again is seen.
 	k.StopAPI()
 	one.until(t, "lost", func() bool { return len(one.errs) > 0 })
-	last := len(one.seen)
+	lost, _ := one.told()
 	if err := k.StartAPI(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	k.Kubectl(t, "", "-n", "kube-system", "patch", "configmap", "x", "-p", `{"data":{"a":"5"}}`)
 	one.sees(t, "x=5")
-	for _, seen := range one.seen[last:] {
+	after, _ := one.told()
+	for _, seen := range after[len(lost):] {
 		if len(seen) == 0 {
 			t.Error("losing the server looked like a deletion")
 		}
@@ -402,7 +413,8 @@ func TestFollowARealServer(t *testing.T) {
 	}
 	refused := follow(t, client(t, nobody), Nodes.Named("n1"))
 	refused.until(t, "refused", func() bool { return len(refused.errs) > 0 })
-	if err := refused.errs[0]; !errors.Is(err, ErrForbidden) || !strings.Contains(err.Error(), `let a ClusterRole allow the verb "list" on "nodes" of the API group ""`) {
+	_, errs := refused.told()
+	if err := errs[0]; !errors.Is(err, ErrForbidden) || !strings.Contains(err.Error(), `let a ClusterRole allow the verb "list" on "nodes" of the API group ""`) {
 		t.Error(err)
 	}
 }
