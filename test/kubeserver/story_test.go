@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,51 @@ func (w *world) steps(what string, o operation) {
 		parts = append(parts, fmt.Sprintf("%s %v (%s)", s.Name, s.EndTime.Sub(s.StartTime).Round(time.Millisecond), s.Detail))
 	}
 	w.t.Logf("%s took %v:\n\t%s", what, o.Metadata.EndTime.Sub(o.Metadata.CreateTime).Round(time.Millisecond), strings.Join(parts, "\n\t"))
+}
+
+// TestWithoutAgent makes an environment as Composer does by default. Its Pods
+// are seen as themselves, and the agent cannot come later.
+func TestWithoutAgent(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	created := w.succeeds(w.accepted("POST", "v1beta1/"+location+"/environments",
+		fmt.Sprintf(`{"name": %q, "config": {"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true}}}}`, example)))
+	w.steps("create", created)
+	var e struct{ State string }
+	if err := w.get("v1/"+example, &e); err != nil || e.State != "RUNNING" {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	pods := strings.Fields(cluster.Kubectl(t, "", "get", "pods", "-n", "sordino", "-l", "app=airflow-worker", "-o", `jsonpath={range .items[?(@.status.phase=="Running")]}{.status.podIP}{"\n"}{end}`))
+	proof := created.detail("prove it with a packet")
+	if len(pods) != len(cluster.Nodes) || strings.Count(proof, " was seen as ") != len(pods) {
+		t.Errorf("the workers have %v, and the proof is %q", pods, proof)
+	}
+	for _, pod := range pods {
+		if want := fmt.Sprintf("%s was seen as %[1]s by %s (the agent is not enabled)", pod, kubetest.ServiceAddress); !strings.Contains(proof, want) {
+			t.Errorf("%q is not in the proof: %q", want, proof)
+		}
+		if !slices.ContainsFunc(cluster.Service.Since(created.Metadata.CreateTime), func(s kubetest.Sighting) bool { return s.From.String() == pod }) {
+			t.Errorf("the service outside did not see the worker %s", pod)
+		}
+	}
+	if all := cluster.Kubectl(t, "", "get", "daemonsets,configmaps", "-A", "-o", "name"); strings.Contains(all, "ip-masq-agent") || !strings.Contains(all, "airflow-worker") {
+		t.Errorf("there should be workers alone:\n%s", all)
+	}
+	for _, refused := range []struct{ method, path, body, reason string }{
+		{"PATCH", "v1beta1/" + example + "?updateMask=config.nodeConfig.enableIpMasqAgent", `{"config": {"nodeConfig": {"enableIpMasqAgent": true}}}`, "FIELD_IMMUTABLE"},
+		{"PATCH", "v1/" + example + "/masqAgent", fmt.Sprintf(`{"config": %q}`, masked), "MASQ_AGENT_NOT_ENABLED"},
+	} {
+		code, answer, err := w.call(refused.method, refused.path, refused.body)
+		if text := fmt.Sprint(answer); err != nil || code != 400 || !strings.Contains(text, refused.reason) || !strings.Contains(text, "cannot be enabled for an existing environment") {
+			t.Errorf("%s %s: %d %s (%v)", refused.method, refused.path, code, text, err)
+		}
+	}
+	deleted := w.succeeds(w.accepted("DELETE", "v1beta1/"+example, ""))
+	w.steps("delete", deleted)
+	if rules := deleted.detail("take the rules away"); rules != "there was none" {
+		t.Errorf("the rules of no agent: %q", rules)
+	}
+	w.free()
 }
 
 // TestStory is an environment's life: gcloud makes it and deletes it, and in
