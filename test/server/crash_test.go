@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"sordino/internal/testserver"
 )
 
 var (
@@ -29,13 +31,13 @@ var configs = []string{
 var changes = []change{
 	{"create", func(w *world, n int) string { return w.create(fmt.Sprintf("e%d", n), withAgent) }},
 	{"change the node count", func(w *world, n int) string {
-		return w.accepted("PATCH", location+"/environments/e0?updateMask=config.nodeCount", fmt.Sprintf(`{"config": {"nodeCount": %d}}`, 4-n%2))
+		return w.Accepted("PATCH", environments+"/e0?updateMask=config.nodeCount", fmt.Sprintf(`{"config": {"nodeCount": %d}}`, 4-n%2))
 	}},
 	{"configure the agent", func(w *world, n int) string {
-		return w.accepted("PATCH", "v1/"+location+"/environments/e0/masqAgent", fmt.Sprintf(`{"config": %q}`, configs[n%2]))
+		return w.Accepted("PATCH", "/v1/"+location+"/environments/e0/masqAgent", fmt.Sprintf(`{"config": %q}`, configs[n%2]))
 	}},
 	{"delete", func(w *world, n int) string {
-		return w.accepted("DELETE", location+"/environments/e"+fmt.Sprint(n), "")
+		return w.Accepted("DELETE", environments+"/e"+fmt.Sprint(n), "")
 	}},
 }
 
@@ -43,7 +45,6 @@ var changes = []change{
 // start goes on, and everything that lives is taken over as it is.
 func TestKilledAtEveryStep(t *testing.T) {
 	w := newWorld(t, filepath.Join(t.TempDir(), "data"))
-	w.start()
 	var there []string
 	for _, c := range changes {
 		for boundary, last := 0, false; !last; boundary++ {
@@ -56,23 +57,22 @@ func TestKilledAtEveryStep(t *testing.T) {
 				last = n == len(there)-1
 			}
 			op := c.ask(w, n)
-			at := operation{}
-			w.eventually(func() error {
-				var err error
-				if at, err = w.operation(op); err == nil && at.succeeded < boundary && !at.done {
-					err = fmt.Errorf("%s: %d of %d steps", op, at.succeeded, at.steps)
+			var at testserver.Operation
+			w.eventually(func() (err error) {
+				if at, err = w.Operation(t.Context(), op); err == nil && at.Succeeded() < boundary && !at.Done {
+					err = fmt.Errorf("%s: %d of %d steps", op, at.Succeeded(), len(at.Metadata.Steps))
 				}
 				return err
 			})
-			w.kill()
-			what := fmt.Sprintf("%s, killed after %d of %d steps", c.name, at.succeeded, at.steps)
+			w.Kill()
+			what := fmt.Sprintf("%s, killed after %d of %d steps", c.name, at.Succeeded(), len(at.Metadata.Steps))
 			t.Log(what)
 			switch {
 			case c.name == "create":
 				there = append(there, fmt.Sprintf("e%d", n))
-				last = at.done
+				last = at.Done
 			case c.name != "delete":
-				last = at.done
+				last = at.Done
 			}
 			left := there
 			if c.name == "delete" {
@@ -82,9 +82,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		}
 	}
 	w.settled()
-	if status := w.stop(); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
+	w.stop()
 	w.stored()
 }
 
@@ -93,8 +91,8 @@ func (w *world) recovers(what, op string, left []string) {
 	w.t.Helper()
 	w.stored()
 	agents := w.agents()
-	w.start()
-	w.succeeds(op)
+	w.Restart()
+	w.Succeeds(op)
 	w.settled(left...)
 	now := w.agents()
 	labs := w.labs()
@@ -121,8 +119,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	t.Logf("again with -seed=%d", from)
 	random := rand.New(rand.NewPCG(from, 0))
 	w := newWorld(t, filepath.Join(t.TempDir(), "data"))
-	w.start()
-	w.succeeds(w.create("e0", withAgent))
+	w.Succeeds(w.create("e0", withAgent))
 	there := map[string]bool{"e0": true}
 	var counts, configured int
 	for n := 1; n <= *moments; n++ {
@@ -131,7 +128,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 		asked = append(asked, w.create(id, []string{"", withAgent}[random.IntN(2)]))
 		there[id] = true
 		if old := fmt.Sprintf("e%d", n-2); n > 2 && there[old] {
-			asked = append(asked, w.accepted("DELETE", location+"/environments/"+old, ""))
+			asked = append(asked, w.Accepted("DELETE", environments+"/"+old, ""))
 			delete(there, old)
 		}
 		if random.IntN(2) == 0 {
@@ -142,17 +139,17 @@ func TestKilledAtRandomMoments(t *testing.T) {
 			configured++
 		}
 		<-time.After(time.Duration(random.Int64N(int64(800 * time.Millisecond)))) // a moment as good as any
-		w.kill()
+		w.Kill()
 		w.stored()
 		for random.IntN(3) == 0 {
-			w.start()
+			w.Restart()
 			<-time.After(time.Duration(random.Int64N(int64(200 * time.Millisecond))))
-			w.kill()
+			w.Kill()
 			w.stored()
 		}
-		w.start()
+		w.Restart()
 		for _, op := range asked {
-			w.succeeds(op)
+			w.Succeeds(op)
 		}
 		var want []string
 		for id := range there {

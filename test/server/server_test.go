@@ -3,24 +3,16 @@
 package server_test
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"sordino/internal/testprogram"
+	"sordino/internal/testserver"
 	"sordino/internal/testwait"
 	"sordino/lab/host"
 	"sordino/reconcile"
@@ -29,154 +21,32 @@ import (
 
 // world is a data folder with everything in it, and a server now and then.
 type world struct {
-	t       *testing.T
-	data    string
-	address string
-	token   string
-
-	cmd    *exec.Cmd
-	exited chan struct{}
-	log    *testwait.Log // what all runs wrote
-}
-
-func program(t *testing.T, name string) string {
-	t.Helper()
-	dir, err := testprogram.Built()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, name)
+	t *testing.T
+	*testserver.Test
 }
 
 func newWorld(t *testing.T, data string) *world {
 	t.Helper()
-	// A port that stays the same from start to start.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{t: t, data: data, address: l.Addr().String(), log: &testwait.Log{}}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if w.cmd != nil {
-			w.kill()
-		}
-		if err := host.Down(context.Background(), w.data); err != nil && !errors.Is(err, host.ErrNoHost) {
-			t.Error(err)
-		}
-		if t.Failed() {
-			text := w.log.String()
-			t.Logf("the end of the server's log:\n%s", text[max(0, len(text)-20_000):])
-		}
-	})
-	return w
+	return &world{t, testserver.Start(t, testserver.Options{Data: data})}
 }
 
-// start runs the server and waits until it serves.
-func (w *world) start(args ...string) {
+// stop ends the server, which has to end well.
+func (w *world) stop() {
 	w.t.Helper()
-	from := len(w.log.String())
-	w.cmd = exec.Command(program(w.t, "sordino"), append([]string{"serve", "--data", w.data, "--listen", w.address}, args...)...)
-	w.cmd.Stderr = w.log
-	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := w.cmd.Start(); err != nil {
-		w.t.Fatal(err)
+	if err := w.Stop(); err != nil {
+		w.t.Error(err)
 	}
-	cmd, exited := w.cmd, make(chan struct{})
-	w.exited = exited
-	go func() {
-		_ = cmd.Wait()
-		close(exited)
-	}()
-	w.eventually(func() error {
-		select {
-		case <-exited:
-			w.t.Fatalf("the server ended: %v\n%s", cmd.ProcessState, w.log.String()[from:])
-		default:
-		}
-		if !strings.Contains(w.log.String()[from:], "msg=serving") {
-			return errors.New("the server does not serve")
-		}
-		return nil
-	})
-	token, err := os.ReadFile(filepath.Join(w.data, "token"))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.token = strings.TrimSpace(string(token))
-}
-
-// kill ends the server at once.
-func (w *world) kill() {
-	w.t.Helper()
-	_ = w.cmd.Process.Kill()
-	<-w.exited
-	w.cmd = nil
-}
-
-// stop ends the server as an init system does, and returns its exit status.
-func (w *world) stop() int {
-	w.t.Helper()
-	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		w.t.Fatal(err)
-	}
-	return w.ended()
-}
-
-func (w *world) ended() int {
-	w.t.Helper()
-	select {
-	case <-w.exited:
-	case <-time.After(20 * time.Second):
-		w.t.Fatal("the server does not end")
-	}
-	status := w.cmd.ProcessState.ExitCode()
-	w.cmd = nil
-	return status
 }
 
 func (w *world) eventually(ask func() error) {
 	w.t.Helper()
-	testwait.Until(w.t, 40*time.Second, 3*time.Millisecond, ask)
+	testwait.Until(w.t, time.Minute, 3*time.Millisecond, ask)
 }
 
-const location = "projects/p/locations/us-central1"
-
-// call asks the API. An error is that the server did not answer.
-func (w *world) call(method, path, body string) (int, map[string]any, error) {
-	r, err := http.NewRequest(method, "http://"+w.address+"/v1beta1/"+path, strings.NewReader(body))
-	if err != nil {
-		return 0, nil, err
-	}
-	r.Header.Set("Authorization", "Bearer "+w.token)
-	response, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		return 0, nil, err
-	}
-	var answer map[string]any
-	if err := json.Unmarshal(text, &answer); err != nil {
-		return 0, nil, fmt.Errorf("%w in %s", err, text)
-	}
-	return response.StatusCode, answer, nil
-}
-
-// accepted asks for something, which must be accepted, and returns the
-// operation's name.
-func (w *world) accepted(method, path, body string) string {
-	w.t.Helper()
-	code, answer, err := w.call(method, path, body)
-	if err != nil || code != 200 {
-		w.t.Fatalf("%s %s: %d %v %v", method, path, code, answer, err)
-	}
-	return answer["name"].(string)
-}
+const (
+	location     = "projects/p/locations/us-central1"
+	environments = "/v1beta1/" + location + "/environments"
+)
 
 const withAgent = `"config": {"nodeConfig": {"enableIpMasqAgent": true, "ipAllocationPolicy": {"useIpAliases": true}}}`
 
@@ -185,69 +55,20 @@ func (w *world) create(id, config string) string {
 	if config != "" {
 		config = ", " + config
 	}
-	return w.accepted("POST", location+"/environments", fmt.Sprintf(`{"name": "%s/environments/%s"%s}`, location, id, config))
-}
-
-// operation is one as the API tells it.
-type operation struct {
-	done      bool
-	failure   string
-	succeeded int // steps
-	steps     int
-}
-
-func (w *world) operation(name string) (operation, error) {
-	code, answer, err := w.call("GET", name, "")
-	if err != nil || code != 200 {
-		return operation{}, fmt.Errorf("%d %v %w", code, answer, err)
-	}
-	o := operation{}
-	o.done, _ = answer["done"].(bool)
-	if e, ok := answer["error"].(map[string]any); ok {
-		o.failure = e["message"].(string)
-	}
-	metadata, _ := answer["metadata"].(map[string]any)
-	steps, _ := metadata["steps"].([]any)
-	o.steps = len(steps)
-	for _, s := range steps {
-		if s.(map[string]any)["state"] == "SUCCESSFUL" {
-			o.succeeded++
-		}
-	}
-	return o, nil
-}
-
-// succeeds waits until an operation has ended well.
-func (w *world) succeeds(name string) {
-	w.t.Helper()
-	w.eventually(func() error {
-		o, err := w.operation(name)
-		if err != nil {
-			return err
-		}
-		if o.failure != "" {
-			w.t.Fatalf("%s: %s", name, o.failure)
-		}
-		if !o.done {
-			return fmt.Errorf("%s is not done: %+v", name, o)
-		}
-		return nil
-	})
+	return w.Accepted("POST", environments, fmt.Sprintf(`{"name": "%s/environments/%s"%s}`, location, id, config))
 }
 
 // environments are the stored environments' states and UUIDs.
 func (w *world) environments() (states, uuids map[string]string) {
 	w.t.Helper()
-	code, answer, err := w.call("GET", location+"/environments", "")
-	if err != nil || code != 200 {
-		w.t.Fatalf("%d %v %v", code, answer, err)
+	var list struct {
+		Environments []struct{ Name, State, UUID string }
 	}
+	w.Get(environments, &list)
 	states, uuids = map[string]string{}, map[string]string{}
-	list, _ := answer["environments"].([]any)
-	for _, one := range list {
-		e := one.(map[string]any)
-		id := filepath.Base(e["name"].(string))
-		states[id], uuids[id] = e["state"].(string), e["uuid"].(string)
+	for _, e := range list.Environments {
+		id := filepath.Base(e.Name)
+		states[id], uuids[id] = e.State, e.UUID
 	}
 	return states, uuids
 }
@@ -255,7 +76,7 @@ func (w *world) environments() (states, uuids map[string]string) {
 // labs are the host's labs by their ids; none when there is no host.
 func (w *world) labs() map[string]host.Status {
 	w.t.Helper()
-	c, err := host.Dial(w.t.Context(), w.data)
+	c, err := host.Dial(w.t.Context(), w.Data)
 	if errors.Is(err, host.ErrNoHost) {
 		return nil
 	}
@@ -291,26 +112,22 @@ func (w *world) agents() map[string]int {
 
 func (w *world) hostPID() int {
 	w.t.Helper()
-	c, err := host.Dial(w.t.Context(), w.data)
+	pid, err := w.LabHost(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	hello, err := c.Hello(w.t.Context())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return hello.PID
+	return pid
 }
 
 // stored checks what is on disk while no server runs.
 func (w *world) stored() {
 	w.t.Helper()
-	if w.cmd != nil {
+	if w.PID() != 0 {
 		w.t.Fatal("a server runs")
 	}
 	dir := w.t.TempDir()
 	for _, suffix := range []string{"", "-wal"} {
-		text, err := os.ReadFile(filepath.Join(w.data, store.Name+suffix))
+		text, err := os.ReadFile(filepath.Join(w.Data, store.Name+suffix))
 		if err != nil && (suffix == "" || !errors.Is(err, os.ErrNotExist)) {
 			w.t.Fatal(err)
 		}
@@ -343,14 +160,11 @@ func (w *world) settled(want ...string) {
 	if has := slices.Sorted(maps.Keys(states)); !slices.Equal(has, slices.Sorted(slices.Values(want))) {
 		w.t.Errorf("the environments are %v, not %v", has, want)
 	}
-	code, answer, err := w.call("GET", location+"/operations", "")
-	if err != nil || code != 200 {
-		w.t.Fatalf("%d %v %v", code, answer, err)
-	}
-	list, _ := answer["operations"].([]any)
-	for _, o := range list {
-		if done, _ := o.(map[string]any)["done"].(bool); !done {
-			w.t.Errorf("not done: %v", o)
+	var list struct{ Operations []testserver.Operation }
+	w.Get("/v1beta1/"+location+"/operations", &list)
+	for _, o := range list.Operations {
+		if !o.Done {
+			w.t.Errorf("not done: %+v", o)
 		}
 	}
 	if has := slices.Sorted(maps.Keys(w.labs())); !slices.Equal(has, slices.Sorted(maps.Values(uuids))) {
@@ -358,29 +172,11 @@ func (w *world) settled(want ...string) {
 	}
 }
 
-// masq is the agent of an environment as our own API tells it.
-type masq struct {
-	InForce   bool      `json:"inForce"`
-	Proof     string    `json:"proof"`
-	ProofTime time.Time `json:"proofTime"`
-	Config    string    `json:"config"`
-	Nodes     []struct {
-		Ready bool   `json:"ready"`
-		Error string `json:"error"`
-	} `json:"nodes"`
-}
-
-func (w *world) masq(id string) (m masq) {
+// masq is an environment's agent.
+func (w *world) masq(id string) testserver.MasqAgent {
 	w.t.Helper()
-	code, answer, err := w.call("GET", "v1/"+location+"/environments/"+id+"/masqAgent", "")
-	if err != nil || code != 200 {
-		w.t.Fatalf("%d %v %v", code, answer, err)
-	}
-	text, err := json.Marshal(answer)
+	m, err := w.MasqAgent(w.t.Context(), location+"/environments/"+id)
 	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := json.Unmarshal(text, &m); err != nil {
 		w.t.Fatal(err)
 	}
 	return m

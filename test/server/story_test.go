@@ -18,13 +18,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sordino/internal/testserver"
 	"sordino/lab/host"
 )
 
 // sordino runs a command of the program and returns what it printed.
 func (w *world) sordino(args ...string) string {
 	w.t.Helper()
-	out, err := exec.CommandContext(w.t.Context(), program(w.t, "sordino"), args...).CombinedOutput()
+	out, err := exec.CommandContext(w.t.Context(), w.Program, args...).CombinedOutput()
 	if err != nil {
 		w.t.Fatalf("sordino %v: %v\n%s", args, err, out)
 	}
@@ -66,9 +67,8 @@ func inside(t *testing.T, pid int) map[int]string {
 // What dies is started again and proven, while the server goes on.
 func TestProcessesDie(t *testing.T) {
 	w := newWorld(t, filepath.Join(t.TempDir(), "data"))
-	w.start()
 	for _, op := range []string{w.create("e0", withAgent), w.create("e1", withAgent)} {
-		w.succeeds(op)
+		w.Succeeds(op)
 	}
 
 	// An agent.
@@ -114,12 +114,12 @@ func TestProcessesDie(t *testing.T) {
 
 	// Everything at once.
 	second, now := w.hostPID(), time.Now()
-	w.kill()
+	w.Kill()
 	if err := syscall.Kill(second, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	w.stored()
-	w.start()
+	w.Restart()
 	w.inForce("e0", now)
 	w.inForce("e1", now)
 	w.settled("e0", "e1")
@@ -133,32 +133,31 @@ func TestCleanStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWorld(t, filepath.Join(t.TempDir(), "data"))
-	w.start()
-	w.succeeds(w.create("e0", withAgent))
+	w.Succeeds(w.create("e0", withAgent))
 	agents := w.agents()
 
 	// A request whose body is not all there yet, and a create under way.
-	half, err := net.Dial("tcp", w.address)
+	half, err := net.Dial("tcp", w.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer half.Close()
 	body := fmt.Sprintf(`{"name": "%s/environments/late"}`, location)
 	fmt.Fprintf(half, "POST /v1/%s/environments HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-		location, w.token, len(body), body[:10])
+		location, w.Token, len(body), body[:10])
 	op := w.create("e1", withAgent)
 	w.eventually(func() error {
-		o, err := w.operation(op)
-		if err == nil && o.steps == 0 {
+		o, err := w.Operation(t.Context(), op)
+		if err == nil && len(o.Metadata.Steps) == 0 {
 			err = errors.New("it has not begun")
 		}
 		return err
 	})
-	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := w.Terminate(); err != nil {
 		t.Fatal(err)
 	}
 	w.eventually(func() error { // no new ones are taken
-		c, err := net.Dial("tcp", w.address)
+		c, err := net.Dial("tcp", w.Address)
 		if err == nil {
 			c.Close()
 			return errors.New("it still listens")
@@ -172,8 +171,8 @@ func TestCleanStop(t *testing.T) {
 	if err != nil || response.StatusCode != 200 {
 		t.Errorf("the request under way: %v %v", err, response)
 	}
-	if status := w.ended(); status != 0 {
-		t.Errorf("exit status %d", status)
+	if err := w.Ended(); err != nil {
+		t.Error(err)
 	}
 	w.stored()
 	for agent, pid := range agents {
@@ -182,8 +181,8 @@ func TestCleanStop(t *testing.T) {
 		}
 	}
 
-	w.start()
-	w.succeeds(op)
+	w.Restart()
+	w.Succeeds(op)
 	w.eventually(func() error {
 		if states, _ := w.environments(); states["late"] != "RUNNING" {
 			return fmt.Errorf("%v", states)
@@ -198,20 +197,18 @@ func TestCleanStop(t *testing.T) {
 	}
 
 	// Taken down by hand while no server runs, all of it is built again.
-	if status := w.stop(); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
-	if out := w.sordino("lab", "status", "--data", w.data); !strings.Contains(out, location+"/environments/late") || !strings.Contains(out, "  airflow-worker-3") {
+	w.stop()
+	if out := w.sordino("lab", "status", "--data", w.Data); !strings.Contains(out, location+"/environments/late") || !strings.Contains(out, "  airflow-worker-3") {
 		t.Error(out)
 	}
 	processes := inside(t, w.hostPID())
 	if len(processes) < 7 {
 		t.Errorf("a host and six agents should run, not %v", processes)
 	}
-	w.sordino("lab", "down", "--data", w.data)
+	w.sordino("lab", "down", "--data", w.Data)
 	w.gone(processes)
 	now := time.Now()
-	w.start()
+	w.Restart()
 	w.inForce("e0", now)
 	w.inForce("e1", now)
 	w.eventually(func() error { // without the agent only the lab tells
@@ -223,23 +220,21 @@ func TestCleanStop(t *testing.T) {
 
 	// And while one runs.
 	now = time.Now()
-	w.sordino("lab", "down", "--data", w.data)
+	w.sordino("lab", "down", "--data", w.Data)
 	w.inForce("e0", now)
 	w.inForce("e1", now)
 
 	// The end of it all.
 	for _, id := range []string{"e0", "e1", "late"} {
-		w.succeeds(w.accepted("DELETE", location+"/environments/"+id, ""))
+		w.Succeeds(w.Accepted("DELETE", environments+"/"+id, ""))
 	}
 	w.settled()
-	if status := w.stop(); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
+	w.stop()
 	processes = inside(t, w.hostPID())
-	w.sordino("lab", "down", "--data", w.data)
+	w.sordino("lab", "down", "--data", w.Data)
 	w.gone(processes)
 	for _, name := range []string{"host.sock", "host.lock", "host.log"} {
-		if _, err := os.Stat(filepath.Join(w.data, name)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(w.Data, name)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", name, err)
 		}
 	}
@@ -283,8 +278,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	defer unix.Unmount(disk, unix.MNT_DETACH)
 	w := newWorld(t, filepath.Join(disk, "data"))
-	w.start()
-	w.succeeds(w.create("e0", withAgent))
+	w.Succeeds(w.create("e0", withAgent))
 
 	ballast, err := os.Create(filepath.Join(disk, "ballast"))
 	if err != nil {
@@ -303,19 +297,18 @@ func TestFullDisk(t *testing.T) {
 	var accepted []string
 	for n := 1; ; n++ {
 		id := fmt.Sprintf("e%d", n)
-		code, answer, err := w.call("POST", location+"/environments", fmt.Sprintf(`{"name": "%s/environments/%s"}`, location, id))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if code == 200 {
-			accepted, want = append(accepted, answer["name"].(string)), append(want, id)
+		var o testserver.Operation
+		var refused *testserver.Refused
+		err := w.Call(t.Context(), "POST", environments, fmt.Sprintf(`{"name": "%s/environments/%s"}`, location, id), &o)
+		if err == nil {
+			accepted, want = append(accepted, o.Name), append(want, id)
 			if n > 100 {
 				t.Fatal("the disk is not full")
 			}
 			continue
 		}
-		if text := fmt.Sprint(answer); code != 503 || !strings.Contains(text, "STORE_DISK_FULL") || !strings.Contains(text, "the disk is full: free some space, then try again; nothing was stored") {
-			t.Errorf("%d %v", code, answer)
+		if !errors.As(err, &refused) || refused.Status != 503 || !strings.Contains(err.Error(), "STORE_DISK_FULL") || !strings.Contains(err.Error(), "the disk is full: free some space, then try again; nothing was stored") {
+			t.Error(err)
 		}
 		break
 	}
@@ -326,21 +319,19 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	// Not even being killed loses something.
-	w.kill()
+	w.Kill()
 	if err := ballast.Truncate(0); err != nil {
 		t.Fatal(err)
 	}
-	w.start()
+	w.Restart()
 	for _, op := range accepted {
-		w.succeeds(op)
+		w.Succeeds(op)
 	}
-	w.succeeds(w.create("last", withAgent))
+	w.Succeeds(w.create("last", withAgent))
 	w.settled(append(want, "last")...)
-	if status := w.stop(); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
+	w.stop()
 	w.stored()
-	if err := host.Down(t.Context(), w.data); err != nil {
+	if err := host.Down(t.Context(), w.Data); err != nil {
 		t.Error(err)
 	}
 }
@@ -348,14 +339,13 @@ func TestFullDisk(t *testing.T) {
 // A second server on the same data folder is refused, and told who has it.
 func TestTwoServers(t *testing.T) {
 	w := newWorld(t, filepath.Join(t.TempDir(), "data"))
-	w.start()
-	out, err := exec.CommandContext(t.Context(), program(t, "sordino"), "serve", "--data", w.data, "--listen=127.0.0.1:0").CombinedOutput()
-	want := fmt.Sprintf("the data folder %s is in use by another server, process %d: stop that one, or choose another folder", w.data, w.cmd.Process.Pid)
+	out, err := exec.CommandContext(t.Context(), w.Program, "serve", "--data", w.Data, "--listen=127.0.0.1:0").CombinedOutput()
+	want := fmt.Sprintf("the data folder %s is in use by another server, process %d: stop that one, or choose another folder", w.Data, w.PID())
 	if err == nil || !strings.Contains(string(out), want) {
 		t.Errorf("%v\n%s, want %s", err, out, want)
 	}
 	// Nor is the first one's port taken away, and its folder left as it was.
-	out, err = exec.CommandContext(t.Context(), program(t, "sordino"), "serve", "--data", filepath.Join(t.TempDir(), "other"), "--listen", w.address).CombinedOutput()
+	out, err = exec.CommandContext(t.Context(), w.Program, "serve", "--data", filepath.Join(t.TempDir(), "other"), "--listen", w.Address).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "address already in use") {
 		t.Errorf("%v\n%s", err, out)
 	}
