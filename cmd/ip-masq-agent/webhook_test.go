@@ -78,7 +78,7 @@ func startWebhook(t *testing.T, args ...string) (stop func()) {
 // eventually waits for what the API server does in the background.
 func eventually(t *testing.T, what string, ask func() error) {
 	t.Helper()
-	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+	testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
 		if err := ask(); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}

@@ -335,7 +335,7 @@ func (w *world) inPlace(d *Driver, e *environment.Environment) error {
 
 func (w *world) eventually(ask func() error) {
 	w.t.Helper()
-	testwait.Until(w.t, 30*time.Second, 20*time.Millisecond, ask)
+	testwait.Until(w.t, 30*time.Second, 100*time.Millisecond, ask)
 }
 
 func (w *world) kubectl(args ...string) string {

@@ -244,7 +244,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(c.pki.ca)
-	c.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{certificate}}, DisableKeepAlives: true}}
+	c.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{certificate}}}}
 
 	peer := fmt.Sprintf("http://127.0.0.1:%d", ports[1])
 	_, err = c.start("etcd", "etcd", "--name=e", "--data-dir="+filepath.Join(c.dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
@@ -312,7 +312,10 @@ func (c *Cluster) StartAPI(ctx context.Context) error {
 
 // StopAPI kills the API server, as a machine that loses power. Everything that
 // it stored stays.
-func (c *Cluster) StopAPI() { c.api.Kill() }
+func (c *Cluster) StopAPI() {
+	c.api.Kill()
+	c.client.CloseIdleConnections()
+}
 
 // Server is the API server's URL.
 func (c *Cluster) Server() string { return "https://" + c.address.String() }
@@ -404,6 +407,9 @@ func (c *Cluster) Close() error {
 		c.running[i].Kill()
 	}
 	c.starter.close()
+	if c.client != nil {
+		c.client.CloseIdleConnections()
+	}
 	if c.forwarder != nil {
 		c.forwarder.close()
 	}

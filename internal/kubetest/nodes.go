@@ -326,10 +326,10 @@ func (n *Node) Stop() error {
 // Rollout waits until a DaemonSet's Pods are ready, on every node, with its
 // newest template.
 func (c *Cluster) Rollout(ctx context.Context, namespace, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, startTime)
+	limited, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	return c.until(ctx, "DaemonSet "+namespace+"/"+name, func() error {
-		body, err := c.Get(ctx, "/apis/apps/v1/namespaces/"+namespace+"/daemonsets/"+name)
+	err := c.until(limited, "DaemonSet "+namespace+"/"+name, func() error {
+		body, err := c.Get(limited, "/apis/apps/v1/namespaces/"+namespace+"/daemonsets/"+name)
 		if err != nil {
 			return err
 		}
@@ -342,11 +342,15 @@ func (c *Cluster) Rollout(ctx context.Context, namespace, name string) error {
 		}
 		// None is desired before the controller has looked.
 		if s, all := set.Status, len(c.Nodes); s.ObservedGeneration != set.Metadata.Generation || s.DesiredNumberScheduled != all || s.UpdatedNumberScheduled != all || s.NumberReady != all {
-			pods, _ := c.TryKubectl(ctx, "", "get", "pods", "--namespace", namespace, "-o", "wide")
-			return fmt.Errorf("%d nodes, and it says %+v:\n%s", all, s, pods)
+			return fmt.Errorf("%d nodes, and it says %+v", all, s)
 		}
 		return nil
 	})
+	if err != nil {
+		pods, _ := c.TryKubectl(ctx, "", "get", "pods", "--namespace", namespace, "-o", "wide")
+		return fmt.Errorf("%w\n%s", err, pods)
+	}
+	return nil
 }
 
 // configure writes the node's files.

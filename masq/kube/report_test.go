@@ -125,7 +125,7 @@ func TestReporter(t *testing.T) {
 		r.Observe(good, []agent.Event{{Reason: agent.RulesRepaired, Message: "table gone"}})
 	}
 	var described string
-	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+	testwait.Until(t, 30*time.Second, 300*time.Millisecond, func() error {
 		described = k.Kubectl(t, "", "describe", "node", "n1")
 		if count := k.Kubectl(t, "", "get", "events", "-n", "default", "-o", `jsonpath={.items[?(@.reason=="RulesRepaired")].count}`); count != "5" || !strings.Contains(described, "RulesRepaired") {
 			return fmt.Errorf("the Events RulesRepaired count %q, not 5:\n%s", count, described)

@@ -13,6 +13,7 @@ import (
 
 	"sordino/internal/kubetest"
 	"sordino/internal/netnstest"
+	"sordino/internal/testwait"
 )
 
 // Without the agent the service sees Pods' addresses, or a firewall before it
@@ -25,7 +26,7 @@ func TestWithoutAgent(t *testing.T) {
 	netnstest.Run(t, c.Service.NS, firewall, "nft", "-f", "-")
 	defer netnstest.Run(t, c.Service.NS, "", "nft", "delete table ip firewall")
 	since := time.Now()
-	eventually(t, 10*time.Second, func() error {
+	testwait.Until(t, time.Minute, time.Second, func() error {
 		log := c.Kubectl(t, "", "logs", "-l", "app=client", "--tail=1", "--prefix")
 		if strings.Count(log, "i/o timeout") != len(c.Nodes) {
 			return errors.New("the clients are answered: " + log)
@@ -177,7 +178,7 @@ func TestBadConfigMap(t *testing.T) {
 			t.Errorf("%s says %s: %s", n.Metadata.Name, reason, message)
 		}
 	}
-	eventually(t, 10*time.Second, func() error {
+	testwait.Until(t, time.Minute, 300*time.Millisecond, func() error {
 		for _, n := range c.Nodes {
 			if out := c.Kubectl(t, "", "get", "events", "-A", "--field-selector", "reason=ConfigRejected,involvedObject.name="+n.Name, "-o", "name"); out == "" {
 				return errors.New("no Event ConfigRejected about " + n.Name)

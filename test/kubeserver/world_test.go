@@ -206,7 +206,7 @@ func (w *world) kill() {
 
 func (w *world) eventually(ask func() error) {
 	w.t.Helper()
-	testwait.Until(w.t, 3*time.Minute, 20*time.Millisecond, ask)
+	testwait.Until(w.t, 3*time.Minute, 200*time.Millisecond, ask)
 }
 
 const (

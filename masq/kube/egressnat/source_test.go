@@ -34,7 +34,7 @@ func policyYAML(name string, cidrs ...string) string {
 
 func eventually(t *testing.T, what string, ask func() error) {
 	t.Helper()
-	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+	testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
 		if err := ask(); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
