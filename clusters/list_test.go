@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"sync"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,8 +18,11 @@ import (
 // The pages' common state goes while they are read: what was read before does
 // not count, and nothing is there twice.
 func TestListBeginsAgain(t *testing.T) {
+	var mu sync.Mutex
 	var asked []string
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
 		asked = append(asked, r.URL.Path+" "+r.URL.Query().Get("continue"))
 		w.Header().Set("Content-Type", "application/json")
 		answer := `{"metadata": {}, "items": [{"metadata": {"name": "c"}}]}`
@@ -51,6 +55,8 @@ func TestListBeginsAgain(t *testing.T) {
 	if want := []string{"a3", "b", "c"}; !slices.Equal(names, want) {
 		t.Errorf("listed %q, want %q", names, want)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if want := []string{"/api/v1/nodes ", "/api/v1/nodes next", "/api/v1/nodes ", "/api/v1/nodes next"}; !slices.Equal(asked, want) {
 		t.Errorf("asked %q, want %q", asked, want)
 	}

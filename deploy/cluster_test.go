@@ -134,7 +134,7 @@ func newCaller(t *testing.T, c *kubetest.Cluster, token string) caller {
 	return caller{
 		client: &http.Client{
 			Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true},
-			Timeout:   20 * time.Second,
+			Timeout:   time.Minute,
 		},
 		server: c.Server(), token: strings.TrimSpace(token),
 	}
@@ -187,7 +187,7 @@ func testRights(t *testing.T, c *kubetest.Cluster) {
 	agent := newCaller(t, c, podToken(t, c, "ip-masq-agent", "n1"))
 	// The policy is in force a moment after it was made: until then the first
 	// refusal that takes it may not come.
-	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error {
 		if code, _ := agent.do(t, "PATCH", "/api/v1/nodes/n2/status", fmt.Sprintf(ownStatus, 0)); code != http.StatusForbidden {
 			return fmt.Errorf("another Node's status was patched: %d", code)
 		}
@@ -326,7 +326,7 @@ func testCleanup(t *testing.T, c *kubetest.Cluster) {
 			t.Errorf("%s %s: %d, want %d: %s", request.method, request.path, code, request.want, text)
 		}
 	}
-	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error {
 		if code, _ := cleanup.do(t, "PATCH", "/api/v1/nodes/n2/status", `{"metadata": {"annotations": {"sordino.dev/masq-hash": "x"}}}`); code != http.StatusForbidden {
 			return fmt.Errorf("another Node's status was patched: %d", code)
 		}
@@ -344,7 +344,7 @@ func testOtherBases(t *testing.T, c *kubetest.Cluster) {
 		t.Errorf("the agent's arguments are %s", args)
 	}
 	// A resource is known a moment after its definition.
-	testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
+	testwait.Until(t, 2*time.Minute, 200*time.Millisecond, func() error {
 		_, err := c.TryKubectl(t.Context(), "", "create", "--validate=strict", "-f", "egressnat/default.yaml")
 		return err
 	})
@@ -401,7 +401,7 @@ func testTargetCluster(t *testing.T, c *kubetest.Cluster) {
 		code, _ := server.do(t, "POST", "/api/v1/namespaces/"+namespace+"/pods/"+pod+"/exec?command=x&stdout=true", "")
 		return code
 	}
-	testwait.Until(t, 30*time.Second, 50*time.Millisecond, func() error {
+	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error {
 		if code := exec("kube-system", "kube-proxy-1"); code != http.StatusForbidden {
 			return fmt.Errorf("the server may run commands in kube-proxy: %d", code)
 		}

@@ -82,7 +82,7 @@ func TestNode(t *testing.T) {
 	}
 
 	c.Kubectl(t, "", "delete", "--kustomize", "agent", "--wait=false")
-	c.Kubectl(t, "", "wait", "--for=delete", "--namespace=kube-system", "pod", "--selector=k8s-app=ip-masq-agent", "--timeout=60s")
+	c.Kubectl(t, "", "wait", "--for=delete", "--namespace=kube-system", "pod", "--selector=k8s-app=ip-masq-agent", "--timeout=4m")
 	if !strings.Contains(tables(t, node), "ip-masq-agent") {
 		t.Error("the rules went with the agent")
 	}
@@ -102,7 +102,7 @@ func TestNode(t *testing.T) {
 	if strings.Contains(conditions, "IPMasquerade") || strings.Contains(conditions, "sordino.dev") {
 		t.Errorf("left on its Node: %s", conditions)
 	}
-	c.Kubectl(t, "", "delete", "--kustomize", "cleanup", "--timeout=60s")
+	c.Kubectl(t, "", "delete", "--kustomize", "cleanup", "--timeout=4m")
 	t.Run("webhook", func(t *testing.T) { testWebhook(t, c) })
 }
 
@@ -160,7 +160,7 @@ func TestServer(t *testing.T) {
 	}
 	apply(t, c, config)
 	apply(t, c, "target-cluster")
-	if out, err := c.TryKubectl(t.Context(), "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=90s"); err != nil {
+	if out, err := c.TryKubectl(t.Context(), "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=4m"); err != nil {
 		t.Log(c.TryKubectl(t.Context(), "", "describe", "pods", "--namespace=sordino-system"))
 		t.Log(c.TryKubectl(t.Context(), "", "logs", "--namespace=sordino-system", "deployment/sordino"))
 		t.Fatal(out, err)
@@ -179,7 +179,7 @@ func TestServer(t *testing.T) {
 				})
 				return connection, err
 			},
-		}, Timeout: 20 * time.Second}
+		}, Timeout: time.Minute}
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://sordino.sordino-system.svc/v1/projects/p/locations/us-central1/environments", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -201,7 +201,7 @@ func TestServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Kubectl(t, "", "rollout", "restart", "--namespace=sordino-system", "deployment/sordino")
-	c.Kubectl(t, "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=90s")
+	c.Kubectl(t, "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=4m")
 	list()
 	after, err := os.ReadFile(node.Path(data + "/token"))
 	if err != nil || !bytes.Equal(before, after) {

@@ -67,7 +67,7 @@ func serve(t testing.TB, change ...func(*Options)) *served {
 	s.client = &http.Client{Transport: transport, Timeout: time.Minute}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		server.Close()
 		if err := httpServer.Shutdown(ctx); err != nil {

@@ -124,7 +124,7 @@ func TestRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A kind is known a moment after its definition.
-		testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
+		testwait.Until(t, 2*time.Minute, 200*time.Millisecond, func() error {
 			_, err := c.TryKubectl(t.Context(), string(text), "apply", "-f", "-")
 			return err
 		})

@@ -75,7 +75,7 @@ func TestEgressNATSource(t *testing.T) {
 	policy("fd00::/8")
 	seen(fleet.Rejected, "EgressNATPolicy default, spec.destinations[0].cidr: ipv6 is not enabled")
 	explained("decided:  198.51.100.0/24")
-	k.Kubectl(t, "", "wait", "--for=condition=Accepted=False", "--timeout=30s", "egressnatpolicy/default")
+	k.Kubectl(t, "", "wait", "--for=condition=Accepted=False", "--timeout=2m", "egressnatpolicy/default")
 	policy("203.0.113.0/24")
 	seen(fleet.Ready, "")
 	explained("verdict:  masquerade")

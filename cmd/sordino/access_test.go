@@ -234,7 +234,7 @@ func TestLettingNobodyIn(t *testing.T) {
 			return c
 		}
 		run := func(token, header, environment string) codes.Code {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if header != "" {
 				ctx = metadata.AppendToOutgoingContext(ctx, "x-goog-request-params", "environment="+header)
@@ -452,7 +452,7 @@ func TestBrokenAgent(t *testing.T) {
 	s.point(t)
 	start := time.Now()
 	expectCommand(t, 1, "", "create of projects/p/locations/us-central1/environments/e: start the agents: did not succeed within 3s in\nno luck today", "", "environments", "create", "e", "--enable-ip-alias", "--enable-ip-masq-agent")
-	if took := time.Since(start); took > 20*time.Second {
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("it took %v", took)
 	}
 	expectCommand(t, 0, "ERROR", "", "", "environments", "list")
@@ -464,5 +464,5 @@ func TestBrokenAgent(t *testing.T) {
 // eventually asks until there is no error.
 func eventually(t *testing.T, ask func() error) {
 	t.Helper()
-	testwait.Until(t, 20*time.Second, 20*time.Millisecond, ask)
+	testwait.Until(t, 2*time.Minute, 20*time.Millisecond, ask)
 }

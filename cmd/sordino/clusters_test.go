@@ -102,7 +102,7 @@ func TestServeOnClusters(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	onClusters := func(o *serveOptions) { o.agentBinary, o.clusters, o.changeWithin = "", file, 3*time.Second }
+	onClusters := func(o *serveOptions) { o.agentBinary, o.clusters, o.changeWithin = "", file, 2*time.Minute }
 	s := serveHere(t, onClusters)
 	s.point(t)
 	const environments = "/v1/projects/p/locations/us-central1/environments"

@@ -46,7 +46,7 @@ func serveHere(t *testing.T, change func(*serveOptions)) *serving {
 		select {
 		case err := <-ended:
 			return err
-		case <-time.After(15 * time.Second):
+		case <-time.After(time.Minute):
 			return errors.New("the server does not end")
 		}
 	})

@@ -3,6 +3,7 @@ package kubedriver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -299,18 +300,21 @@ func TestErrorsNameThePod(t *testing.T) {
 	if _, err := run(t.Context(), steps[:3]); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
-	_, err := steps[3].Do(ctx)
-	for _, want := range []string{"cluster cluster-1 at https://", "the DaemonSet kube-system/ip-masq-agent is ready on 0 of 1 nodes", "the Pod ip-masq-agent-", " on n1 waits: container ip-masq-agent: ImagePullBackOff as the test wants"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v, want %q", err, want)
+	w.eventually(func() error { // the Pod is told of when its kubelet has said something
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := steps[3].Do(ctx)
+		for _, want := range []string{"cluster cluster-1 at https://", "the DaemonSet kube-system/ip-masq-agent is ready on 0 of 1 nodes", "the Pod ip-masq-agent-", " on n1 waits: container ip-masq-agent: ImagePullBackOff as the test wants"} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				return fmt.Errorf("got %w, want %q", err, want)
+			}
 		}
-	}
-	var final *environment.Error
-	if errors.As(err, &final) {
-		t.Error("it would not be tried again")
-	}
+		var final *environment.Error
+		if errors.As(err, &final) {
+			t.Error("it would not be tried again")
+		}
+		return nil
+	})
 }
 
 // A cluster that does not answer is named, and tried again.

@@ -100,7 +100,7 @@ func gone(tb testing.TB, pid int) {
 // eventually asks until there is no error.
 func eventually(tb testing.TB, ask func() error) {
 	tb.Helper()
-	testwait.Until(tb, 20*time.Second, 5*time.Millisecond, ask)
+	testwait.Until(tb, time.Minute, 5*time.Millisecond, ask)
 }
 
 // newEnvironment is one with the agent and a number of nodes.

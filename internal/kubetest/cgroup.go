@@ -144,7 +144,7 @@ func removeBelow(folder string) error {
 			}
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		err := os.Remove(folder)
 		if err == nil || errors.Is(err, os.ErrNotExist) {
 			return nil

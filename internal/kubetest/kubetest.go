@@ -88,7 +88,7 @@ var (
 const startTime = 4 * time.Minute
 
 // callTime is how long one call of the API may take.
-const callTime = 10 * time.Second
+const callTime = time.Minute
 
 // Cluster is a running Kubernetes.
 type Cluster struct {
@@ -218,7 +218,7 @@ func built() (string, error) {
 }
 
 func (c *Cluster) startControlPlane(ctx context.Context) error {
-	ports, err := freePorts(3)
+	ports, err := netnstest.FreePorts(3)
 	if err != nil {
 		return err
 	}
@@ -501,17 +501,4 @@ func (c *Cluster) tail(log string) string {
 		return err.Error()
 	}
 	return string(text[max(0, len(text)-4000):])
-}
-
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("finding a free port: %w", err)
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }

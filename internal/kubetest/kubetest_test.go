@@ -72,9 +72,12 @@ func TestNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen(t, c, time.Now(), "n1", "n2")
-	if log := c.Kubectl(t, "", "logs", "daemonset/client"); !strings.Contains(log, "seen as 10.88.") {
-		t.Errorf("a client's log says %q", log)
-	}
+	testwait.Until(t, 2*time.Minute, 100*time.Millisecond, func() error {
+		if log := c.Kubectl(t, "", "logs", "daemonset/client"); !strings.Contains(log, "seen as 10.88.") {
+			return fmt.Errorf("a client's log says %q", log)
+		}
+		return nil
+	})
 
 	// A node that lost power has no rules any more, and what it stored.
 	n := c.Node("n1")
@@ -105,7 +108,7 @@ func TestNodes(t *testing.T) {
 // seen waits until the outside has seen a Pod of each node.
 func seen(t *testing.T, c *kubetest.Cluster, since time.Time, nodes ...string) {
 	t.Helper()
-	testwait.Until(t, 30*time.Second, 20*time.Millisecond, func() error {
+	testwait.Until(t, 2*time.Minute, 20*time.Millisecond, func() error {
 		all := c.Service.Since(since)
 		for _, name := range nodes {
 			if !slices.ContainsFunc(all, func(s kubetest.Sighting) bool { return c.Node(name).Pods.Contains(s.From) }) {

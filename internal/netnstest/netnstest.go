@@ -4,6 +4,9 @@ package netnstest
 
 import (
 	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -44,6 +47,44 @@ func missing(tb testing.TB, format string, args ...any) {
 		tb.Fatalf(format, args...)
 	}
 	tb.Skipf(format, args...)
+}
+
+// FreePorts are ports of 127.0.0.1 that nobody listens on, for programs that are
+// to have the same one from start to start. The kernel gives none of them to a
+// connection meanwhile, as it does with those that it finds for a listener: a
+// client that asks a server that is away may even be connected to itself.
+func FreePorts(n int) ([]int, error) {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return nil, err
+	}
+	const first = 10_000
+	var above int
+	if _, err := fmt.Sscan(string(text), &above); err != nil || above < first+1000 {
+		return nil, fmt.Errorf("finding a free port: the machine's connections have the ports %q, and %d to %d should be left", text, first, first+1000)
+	}
+	var ports []int
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(above-first)))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		if ports = append(ports, l.Addr().(*net.TCPAddr).Port); len(ports) == n {
+			return ports, nil
+		}
+	}
+	return nil, fmt.Errorf("finding %d free ports: there are %d", n, len(ports))
+}
+
+// FreeAddress is 127.0.0.1 with one of the [FreePorts].
+func FreeAddress(tb testing.TB) string {
+	tb.Helper()
+	ports, err := FreePorts(1)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", ports[0])
 }
 
 // Do runs fn inside the namespace and fails the test on error.

@@ -347,7 +347,7 @@ func TestAHostWhoseFolderIsRemovedEnds(t *testing.T) {
 	if err := <-watched; err == nil {
 		t.Error("the host went on")
 	}
-	testwait.Until(t, 20*time.Second, 5*time.Millisecond, func() error {
+	testwait.Until(t, time.Minute, 5*time.Millisecond, func() error {
 		if syscall.Kill(h.PID, 0) != syscall.ESRCH {
 			return errors.New("the host is there")
 		}
@@ -407,7 +407,7 @@ func TestDownWhileAnotherIsStarted(t *testing.T) {
 	defer driving.Wait()
 	defer stop()
 	for range 5 {
-		within, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		within, cancel := context.WithTimeout(t.Context(), time.Minute)
 		err := Down(within, dir)
 		cancel()
 		if err != nil && !errors.Is(err, ErrNoHost) {

@@ -349,8 +349,11 @@ func TestObserversAreTold(t *testing.T) {
 		time.Sleep(time.Minute) // many attempts
 		synctest.Wait()
 		expect("a kernel that refuses", "ApplyFailed generation 1: no room")
-		if o.last.Ready || o.last.LastError != "no room" {
-			t.Errorf("the last status: %+v", o.last)
+		o.mu.Lock()
+		last := o.last
+		o.mu.Unlock()
+		if last.Ready || last.LastError != "no room" {
+			t.Errorf("the last status: %+v", last)
 		}
 		s.set(func() { s.applyErr = nil })
 		time.Sleep(time.Minute)

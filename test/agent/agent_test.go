@@ -136,11 +136,11 @@ func (n *node) command(args ...string) (int, string) {
 	return 0, out
 }
 
-// until waits for something that the agent does by itself. It is well below
-// the resync interval, which would hide what was not noticed.
+// until waits for something that the agent does by itself. It is below the
+// resync interval, which would hide what was not noticed.
 func (n *node) until(what string, done func() bool) {
 	n.Helper()
-	deadline := time.After(15 * time.Second)
+	deadline := time.After(45 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !done() {
@@ -191,7 +191,7 @@ func (n *node) seenFrom(from *netns.NS, src netip.AddrPort, dst netip.Addr) neti
 	if _, err := client.WriteTo([]byte("x"), server.LocalAddr()); err != nil {
 		n.Fatal(err)
 	}
-	if err := server.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := server.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		n.Fatal(err)
 	}
 	_, peer, err := server.ReadFrom(make([]byte, 8))

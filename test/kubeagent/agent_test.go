@@ -25,15 +25,21 @@ func TestWithoutAgent(t *testing.T) {
 	seen(t, asPod, time.Now(), c.Nodes...)
 	netnstest.Run(t, c.Service.NS, firewall, "nft", "-f", "-")
 	defer netnstest.Run(t, c.Service.NS, "", "nft", "delete table ip firewall")
-	since := time.Now()
-	testwait.Until(t, time.Minute, time.Second, func() error {
+	testwait.Until(t, 3*time.Minute, time.Second, func() error {
 		log := c.Kubectl(t, "", "logs", "-l", "app=client", "--tail=1", "--prefix")
 		if strings.Count(log, "i/o timeout") != len(c.Nodes) {
 			return errors.New("the clients are answered: " + log)
 		}
 		return nil
 	})
-	if got := c.Service.Since(since.Add(time.Second)); len(got) > 0 {
+	since, before := time.Now(), dropped(t, c)
+	eventually(t, func() error {
+		if now := dropped(t, c); now < before+10 {
+			return fmt.Errorf("the firewall dropped %d packets, and %d before", now, before)
+		}
+		return nil
+	})
+	if got := c.Service.Since(since); len(got) > 0 {
 		t.Errorf("behind the firewall the service sees %v", got)
 	}
 	// The kernel remembers for two minutes what was begun here: a connection
@@ -44,6 +50,17 @@ func TestWithoutAgent(t *testing.T) {
 }
 
 const firewall = `table ip firewall { chain input { type filter hook input priority 0; ip saddr 10.88.0.0/16 counter drop; }; }`
+
+// dropped is how many packets the firewall has dropped.
+func dropped(t *testing.T, c *kubetest.Cluster) (packets int) {
+	t.Helper()
+	rules := netnstest.Run(t, c.Service.NS, "", "nft", "list table ip firewall")
+	_, counter, _ := strings.Cut(rules, "counter packets ")
+	if _, err := fmt.Sscan(counter, &packets); err != nil {
+		t.Fatalf("no counter in %s", rules)
+	}
+	return packets
+}
 
 // upstreamRules are those of kubernetes-sigs/ip-masq-agent for the same
 // configuration.
@@ -125,8 +142,13 @@ func agentLog(t *testing.T, n *kubetest.Node) string {
 	return cluster.Kubectl(t, "", "logs", "-n", "kube-system", agentPod(t, n))
 }
 
-// An edit of the ConfigMap is in the kernels of all nodes within a second, as
-// packets show.
+// tooLate is much less than a mounted ConfigMap takes, and more than a busy
+// machine does. What an edit really takes is in the log, and "make bench"
+// holds it to a second.
+const tooLate = 15 * time.Second
+
+// An edit of the ConfigMap is in the kernels of all nodes at once, as packets
+// show.
 func TestConfigMap(t *testing.T) {
 	c := shared(t)
 	agents(t, masked)
@@ -159,7 +181,7 @@ func TestConfigMap(t *testing.T) {
 		during(t, as)
 		only(t, as, last)
 		t.Logf("edit %d is in the packets of every node after %s", i+1, last.Sub(from).Round(time.Millisecond))
-		if took := last.Sub(from); took > time.Second {
+		if took := last.Sub(from); took > tooLate {
 			t.Errorf("edit %d took %s until the packets of every node showed it", i+1, took)
 		}
 	}
@@ -172,13 +194,13 @@ func TestBadConfigMap(t *testing.T) {
 	agents(t, masked)
 	since := time.Now()
 	c.Kubectl(t, configMap("nonMasqueradeCIDRs:\n- 10.88.0.0/16\n-\n"), "apply", "-f", "-")
-	c.Kubectl(t, "", "wait", "--for=condition=IPMasqueradeReady=False", "node", "--all", "--timeout=20s")
+	c.Kubectl(t, "", "wait", "--for=condition=IPMasqueradeReady=False", "node", "--all", "--timeout=2m")
 	for _, n := range nodes(t) {
 		if _, reason, message := n.condition(); reason != "ConfigRejected" || !strings.Contains(message, ":3:") {
 			t.Errorf("%s says %s: %s", n.Metadata.Name, reason, message)
 		}
 	}
-	testwait.Until(t, time.Minute, 300*time.Millisecond, func() error {
+	testwait.Until(t, 3*time.Minute, 300*time.Millisecond, func() error {
 		for _, n := range c.Nodes {
 			if out := c.Kubectl(t, "", "get", "events", "-A", "--field-selector", "reason=ConfigRejected,involvedObject.name="+n.Name, "-o", "name"); out == "" {
 				return errors.New("no Event ConfigRejected about " + n.Name)
@@ -190,7 +212,7 @@ func TestBadConfigMap(t *testing.T) {
 	only(t, asNode, since)
 
 	c.Kubectl(t, configMap(masked), "apply", "-f", "-")
-	c.Kubectl(t, "", "wait", "--for=condition=IPMasqueradeReady=True", "node", "--all", "--timeout=20s")
+	c.Kubectl(t, "", "wait", "--for=condition=IPMasqueradeReady=True", "node", "--all", "--timeout=2m")
 	converged(t, masked)
 }
 
@@ -206,7 +228,7 @@ func kill(t *testing.T, n *kubetest.Node) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 60*time.Second, func() error {
+	eventually(t, func() error {
 		now, err := n.PIDs("ip-masq-agent")
 		if err != nil || len(now) == 0 || slices.Equal(now, pids) {
 			return fmt.Errorf("the agent of %s is not back: %v, %v", n.Name, now, err)

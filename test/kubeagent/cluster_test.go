@@ -201,16 +201,16 @@ func nodes(t *testing.T) []node {
 }
 
 // eventually asks until there is no error.
-func eventually(t *testing.T, within time.Duration, ask func() error) {
+func eventually(t *testing.T, ask func() error) {
 	t.Helper()
-	testwait.Until(t, within, 20*time.Millisecond, ask)
+	testwait.Until(t, 3*time.Minute, 20*time.Millisecond, ask)
 }
 
 // converged waits until every Node says that its kernel holds a configuration.
 func converged(t *testing.T, config string) {
 	t.Helper()
 	digest := fmt.Sprintf("%x", sha256.Sum256([]byte(config)))
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, func() error {
 		for _, n := range nodes(t) {
 			if status, reason, message := n.condition(); status != "True" || n.Metadata.Annotations["sordino.dev/masq-config"] != digest {
 				return fmt.Errorf("%s says IPMasqueradeReady=%q, %s: %s; it looked at %s, wanted is %s", n.Metadata.Name, status, reason, message, n.Metadata.Annotations["sordino.dev/masq-config"], digest)
@@ -235,7 +235,7 @@ func isSeen(n *kubetest.Node, as string, from netip.Addr) bool {
 func seen(t *testing.T, as string, since time.Time, nodes ...*kubetest.Node) map[string]time.Time {
 	t.Helper()
 	first := map[string]time.Time{}
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, func() error {
 		all := cluster.Service.Since(since)
 		for _, n := range nodes {
 			i := slices.IndexFunc(all, func(s kubetest.Sighting) bool { return isSeen(n, as, s.From) })
@@ -280,7 +280,7 @@ func only(t *testing.T, as string, since time.Time) {
 func during(t *testing.T, as string) {
 	t.Helper()
 	from := time.Now()
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, func() error {
 		for _, n := range cluster.Nodes {
 			count := 0
 			for _, s := range cluster.Service.Since(from) {

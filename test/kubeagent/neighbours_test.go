@@ -123,7 +123,7 @@ func TestServices(t *testing.T) {
 	asks := func(ns *netns.NS, what, to string, want ...netip.Addr) {
 		t.Helper()
 		// kube-proxy and the CNI may need a moment for a new Pod.
-		eventually(t, 20*time.Second, func() error {
+		eventually(t, func() error {
 			from, err := ask(t.Context(), ns, to)
 			if err != nil || !slices.Contains(want, from) {
 				return fmt.Errorf("%s at %s: the Pod that is asked sees %v (%v), not %v", what, to, from, err, want)

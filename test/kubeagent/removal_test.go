@@ -17,7 +17,7 @@ func removeAgents(t *testing.T) {
 	}
 	deployed.agents = false
 	c.Kubectl(t, "", "delete", "-k", "../../deploy/agent", "--ignore-not-found", "--wait")
-	c.Kubectl(t, "", "wait", "--for=delete", "pod", "-n", "kube-system", "-l", "k8s-app=ip-masq-agent", "--timeout=60s")
+	c.Kubectl(t, "", "wait", "--for=delete", "pod", "-n", "kube-system", "-l", "k8s-app=ip-masq-agent", "--timeout=4m")
 	c.Kubectl(t, "", "apply", "-k", "../../deploy/cleanup")
 	rollout(t, "kube-system", "ip-masq-agent-cleanup")
 	c.Kubectl(t, "", "delete", "-k", "../../deploy/cleanup", "--wait")

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -28,6 +27,7 @@ import (
 
 	"sordino/deploy/images"
 	"sordino/internal/kubetest"
+	"sordino/internal/netnstest"
 	"sordino/internal/probe"
 	"sordino/internal/testprogram"
 	"sordino/internal/testwait"
@@ -115,14 +115,7 @@ func newWorld(t *testing.T) *world {
 	if unmet != nil {
 		t.Skip(unmet)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that stays the same from start to start
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{t: t, dir: t.TempDir(), address: l.Addr().String(), log: &testwait.Log{}}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w := &world{t: t, dir: t.TempDir(), address: netnstest.FreeAddress(t), log: &testwait.Log{}}
 	token, err := cluster.ServiceAccountToken(t.Context(), "sordino-system", "sordino")
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ func policyYAML(name string, cidrs ...string) string {
 
 func eventually(t *testing.T, what string, ask func() error) {
 	t.Helper()
-	testwait.Until(t, 30*time.Second, 200*time.Millisecond, func() error {
+	testwait.Until(t, 2*time.Minute, 200*time.Millisecond, func() error {
 		if err := ask(); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
@@ -92,7 +92,7 @@ func TestPolicies(t *testing.T) {
 	stop()
 
 	c.Kubectl(t, shipped(t, "crd.yaml"), "apply", "-f", "-")
-	c.Kubectl(t, "", "wait", "--for=condition=Established", "--timeout=30s", "crd/egressnatpolicies.networking.gke.io")
+	c.Kubectl(t, "", "wait", "--for=condition=Established", "--timeout=2m", "crd/egressnatpolicies.networking.gke.io")
 	defer follow(3)()
 	loads("no policy means the defaults", func(l agent.Loaded, err error) bool {
 		return err == nil && len(l.Config.NonMasquerade) == 3 && !l.Config.NonMasqueradeGiven
@@ -107,7 +107,7 @@ func TestPolicies(t *testing.T) {
 	})
 	accepted := func(want string) {
 		t.Helper()
-		c.Kubectl(t, "", "wait", "--for=condition=Accepted="+want, "--timeout=30s", "egressnatpolicy/default")
+		c.Kubectl(t, "", "wait", "--for=condition=Accepted="+want, "--timeout=2m", "egressnatpolicy/default")
 	}
 	accepted("True")
 	out := c.Kubectl(t, "", "get", "egressnatpolicies")
