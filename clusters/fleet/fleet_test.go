@@ -48,6 +48,7 @@ func TestJudge(t *testing.T) {
 		"behind":          {node("{}", "bb", condition("True", "RulesInPlace", "", time.Minute)), agents, Ready, false, ""},
 		"none, but there": {node("{}", "none", condition("True", "RulesInPlace", "", time.Minute)), agents, Ready, false, ""},
 		"rejected":        {node("{}", "aa", condition("False", "ConfigRejected", "config:3:3: bad", time.Minute)), agents, Rejected, true, "config:3:3: bad"},
+		"unavailable":     {node("{}", "none", condition("False", "ConfigUnavailable", "list configmaps: forbidden", time.Minute)), agents, Failed, false, "ConfigUnavailable: list configmaps: forbidden"},
 		"apply failed":    {node("{}", "aa", condition("False", "ApplyFailed", "no nftables", time.Minute)), agents, Failed, true, "ApplyFailed: no nftables"},
 		"plan rejected":   {node("{}", "aa", condition("False", "PlanRejected", "no such address", time.Minute)), agents, Failed, true, "PlanRejected: no such address"},
 		"no condition":    {node("{}", "aa", ""), agents, Silent, true, "there is no condition"},

@@ -153,6 +153,7 @@ func TestKubeSource(t *testing.T) {
 		return strings.Contains(log.String(), "starting with the last good one from the state folder")
 	})
 	until("ready", func() bool { return ask("status").code == 0 })
+	ask("status").expect(t, 0, []string{"error:    ConfigUnavailable: list ", "; see that this node reaches the API server", "config:   last good configuration"}, nil)
 	if held().Generation != generation {
 		t.Error("a start without an API server changed the rules")
 	}

@@ -98,7 +98,10 @@ func (r statusReport) write(w io.Writer) {
 		if !s.LastSuccess.IsZero() {
 			fmt.Fprintf(w, "verified: %s\n", s.LastSuccess.Format(time.RFC3339))
 		}
-		for _, problem := range []string{s.ConfigError, s.PlanError, s.LastError, s.StateError} {
+		if s.ConfigError != "" {
+			fmt.Fprintf(w, "error:    %s: %s\n", s.ConfigReason, s.ConfigError)
+		}
+		for _, problem := range []string{s.PlanError, s.LastError, s.StateError} {
 			if problem != "" {
 				fmt.Fprintf(w, "error:    %s\n", problem)
 			}

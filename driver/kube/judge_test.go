@@ -71,6 +71,7 @@ func TestWhatANodeLacks(t *testing.T) {
 		"another text":     {n: with("e", "True", "RulesInPlace", "", 0), lacks: "its agent has not looked at the configuration yet"},
 		"rejects":          {n: with("d", "False", "ConfigRejected", "ip-masq-agent:1:2: no", 0), lacks: "ConfigRejected: ip-masq-agent:1:2: no", rejects: "ip-masq-agent:1:2: no"},
 		"rejected another": {n: with("e", "False", "ConfigRejected", "no", 0), lacks: "its agent has not looked at the configuration yet"},
+		"cannot ask":       {n: with(kube.NoConfig, "False", "ConfigUnavailable", "list configmaps: forbidden", 0), lacks: "ConfigUnavailable: list configmaps: forbidden"},
 		"cannot plan":      {n: with("d", "False", "PlanRejected", "no such address", 0), lacks: "PlanRejected: no such address", rejects: "no such address"},
 		"cannot apply":     {n: with("d", "False", "ApplyFailed", "EPERM", 0), lacks: "ApplyFailed: EPERM"},
 		"almost silent":    {n: with("d", "True", "RulesInPlace", "", 15*time.Minute)},
@@ -78,6 +79,11 @@ func TestWhatANodeLacks(t *testing.T) {
 	} {
 		if got := test.n.lacks("d", now); !strings.HasPrefix(got, test.lacks) || (got == "") != (test.lacks == "") {
 			t.Errorf("%s: lacks %q", name, got)
+		}
+		// Without a configuration a digest is that of one that nobody could be
+		// asked for.
+		if name == "cannot ask" && test.n.rejects(kube.NoConfig) != "" {
+			t.Errorf("%s: counts as rejected", name)
 		}
 		if got := test.n.rejects("d"); got != test.rejects {
 			t.Errorf("%s: rejects %q", name, got)

@@ -77,6 +77,8 @@ func (n *node) lacks(digest string, now time.Time) string {
 	switch {
 	case c == nil:
 		return "its agent has not said anything yet (there is no condition " + kube.ConditionType + ")"
+	case c.Status != "True" && c.Reason == kube.ConfigUnavailable:
+		return fmt.Sprintf("%s: %s", c.Reason, c.Message)
 	case n.Metadata.Annotations[kube.AnnotationConfig] != digest:
 		return "its agent has not looked at the configuration yet"
 	case c.Status != "True":

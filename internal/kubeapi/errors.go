@@ -42,7 +42,7 @@ func (e *StatusError) Error() string {
 		}
 		text += fmt.Sprintf("; let %s allow the verb %q on %q of the API group %q", where, e.Verb, e.Ref.rbac(), e.Ref.Group)
 	case e.Is(ErrUnauthorized):
-		text += "; the credentials are not valid (any more)"
+		text += "; the credentials are not valid (any more): see that the ServiceAccount exists, or give another kubeconfig"
 	}
 	return text
 }

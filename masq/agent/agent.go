@@ -116,11 +116,12 @@ type EventReason string
 
 // What can happen.
 const (
-	ConfigApplied  EventReason = "ConfigApplied"
-	ConfigRejected EventReason = "ConfigRejected"
-	ApplyFailed    EventReason = "ApplyFailed"
-	RulesRepaired  EventReason = "RulesRepaired"
-	TookOver       EventReason = "TookOver"
+	ConfigApplied     EventReason = "ConfigApplied"
+	ConfigRejected    EventReason = "ConfigRejected"
+	ConfigUnavailable EventReason = "ConfigUnavailable"
+	ApplyFailed       EventReason = "ApplyFailed"
+	RulesRepaired     EventReason = "RulesRepaired"
+	TookOver          EventReason = "TookOver"
 )
 
 // Remote is how it goes with a source that is not on this machine.
@@ -392,7 +393,8 @@ func (a *Agent) load(log *slog.Logger, status *Status) bool {
 		if status.ConfigError != "" {
 			log.Info("the configuration is valid again")
 		}
-		status.ConfigError, status.Warnings, status.Files = "", loaded.Warnings, loaded.Files
+		status.ConfigError, status.ConfigReason = "", ""
+		status.Warnings, status.Files = loaded.Warnings, loaded.Files
 		status.ConfigDigest, status.ConfigFrom = loaded.Digest, loaded.From
 		changed := !a.haveConfig || !a.config.Equal(loaded.Config)
 		a.config, a.haveConfig = loaded.Config, true
@@ -403,15 +405,17 @@ func (a *Agent) load(log *slog.Logger, status *Status) bool {
 	if rejected := (*Rejected)(nil); errors.As(err, &rejected) {
 		status.ConfigDigest = rejected.Digest
 	}
-	what := "configuration rejected"
+	what, reason := "configuration rejected", ConfigRejected
 	var unavailable *Unavailable
 	if errors.As(err, &unavailable) {
-		what = "the configuration is not known"
+		what, reason = "the configuration is not known", ConfigUnavailable
 	}
-	if again := err.Error(); status.ConfigError != again {
-		status.ConfigError = again
-		a.countReject(err)
-		a.happened(ConfigRejected, "%v", err)
+	if again := err.Error(); status.ConfigError != again || status.ConfigReason != reason {
+		status.ConfigError, status.ConfigReason = again, reason
+		if reason == ConfigRejected {
+			a.countReject(err)
+		}
+		a.happened(reason, "%v", err)
 	} else if a.haveConfig {
 		return false // the same rejected text as before: said already
 	}

@@ -269,11 +269,22 @@ func TestUnavailableSource(t *testing.T) {
 				s.configErr = err
 				a, stop := start(t, s.settings(stateDir))
 				defer stop()
-				if st := a.Status(); s.kernel != hash(want) || !strings.HasPrefix(st.ConfigFrom, from) || st.ConfigError != "no answer" || !st.Ready {
+				if st := a.Status(); s.kernel != hash(want) || !strings.HasPrefix(st.ConfigFrom, from) || st.ConfigError != "no answer" || st.ConfigReason != ConfigUnavailable || !st.Ready {
 					t.Errorf("the kernel holds %s, status %+v", s.kernel, st)
+				}
+				if body := scrape(t, a); !strings.Contains(body, "ip_masq_agent_config_unavailable 1") || strings.Contains(body, "config_rejects_total{") {
+					t.Errorf("metrics of what was never rejected:\n%s", body)
+				}
+				ready := httptest.NewRecorder()
+				a.Handler().ServeHTTP(ready, httptest.NewRequest("GET", "/readyz", nil))
+				if ready.Code != 200 || !strings.Contains(ready.Body.String(), "\nConfigUnavailable: no answer\n") {
+					t.Errorf("/readyz: %d %s", ready.Code, ready.Body)
 				}
 				s.set(func() { s.configErr, s.config = nil, list("3.0.0.0/8") })
 				s.poke("source")
+				if st, body := a.Status(), scrape(t, a); st.ConfigReason != "" || !strings.Contains(body, "ip_masq_agent_config_unavailable 0") {
+					t.Errorf("known, and still: %+v\n%s", st, body)
+				}
 				s.set(func() { s.configErr = err })
 				s.poke("source")
 				if st := a.Status(); s.kernel != hash(list("3.0.0.0/8")) || st.ConfigError != "no answer" {
@@ -341,6 +352,10 @@ func TestObserversAreTold(t *testing.T) {
 		s.poke("source")
 		s.poke("source")
 		expect("one rejected text", "ConfigRejected config:1:1: bad")
+		s.set(func() { s.configErr = &Unavailable{Err: errors.New("no answer")} })
+		s.poke("source")
+		s.poke("source")
+		expect("nobody to ask", "ConfigUnavailable no answer")
 		s.set(func() { s.configErr, s.kernel = nil, "flushed" })
 		s.poke("kernel")
 		expect("a repair", "RulesRepaired somebody changed our rules: ")

@@ -43,6 +43,9 @@ func (a *Agent) Handler() http.Handler {
 			return
 		}
 		fmt.Fprintf(w, "ok: the kernel holds generation %d (%s)\nconfiguration: %s\n", s.AppliedGeneration, s.AppliedHash, s.ConfigFrom)
+		if s.ConfigError != "" {
+			fmt.Fprintf(w, "%s: %s\n", s.ConfigReason, s.ConfigError)
+		}
 		if r := s.Remote; r != nil {
 			fmt.Fprintf(w, "API server: %s, last contact %s\n", r.Server, r.LastContact.Format(time.RFC3339))
 			for _, p := range r.Problems {

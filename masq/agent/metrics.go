@@ -102,6 +102,13 @@ var exposed = []struct {
 	{"apply_duration_seconds", "histogram", "How long it took to write changed rules into the kernel.", func(c reading, s series) { c.applySeconds.WritePrometheus(s.w) }},
 	{"apply_errors_total", "counter", "Times that the kernel or iptables-restore refused our rules.", func(c reading, s series) { s.value(c.applyErrors.Get()) }},
 	{"config_rejects_total", "counter", "Configurations that were rejected, by reason; the last good one stayed in force.", func(c reading, s series) { c.rejects.WritePrometheus(s.w) }},
+	{"config_unavailable", "gauge", "1 while whoever keeps the configuration could not be asked yet, else 0; the last good one is in force.", func(c reading, s series) {
+		unavailable := 0
+		if c.status.ConfigReason == ConfigUnavailable {
+			unavailable = 1
+		}
+		s.value(unavailable)
+	}},
 	{"drift_repairs_total", "counter", "Times that somebody else changed our rules and they were put back.", func(c reading, s series) { s.value(c.repairs.Get()) }},
 	{"leftovers_removed_total", "counter", "Chains of other masquerade agents that were taken away.", func(c reading, s series) { s.value(c.takenOver.Get()) }},
 	{"findings", "gauge", "What the configuration's author should know, by code; /status has the text.", func(c reading, s series) {

@@ -36,11 +36,14 @@ type Status struct {
 	// ConfigError, PlanError, LastError and StateError are empty when reading
 	// the configuration, planning it for this node, the last apply and saving
 	// went well.
-	ConfigError string    `json:"configError,omitempty"`
-	PlanError   string    `json:"planError,omitempty"`
-	LastError   string    `json:"lastError,omitempty"`
-	StateError  string    `json:"stateError,omitempty"`
-	LastSuccess time.Time `json:"lastSuccess,omitzero"`
+	ConfigError string `json:"configError,omitempty"`
+	// ConfigReason is what a ConfigError is: ConfigRejected, or
+	// ConfigUnavailable when nobody could be asked.
+	ConfigReason EventReason `json:"configReason,omitempty"`
+	PlanError    string      `json:"planError,omitempty"`
+	LastError    string      `json:"lastError,omitempty"`
+	StateError   string      `json:"stateError,omitempty"`
+	LastSuccess  time.Time   `json:"lastSuccess,omitzero"`
 }
 
 // Status returns the status after the last reconciliation.

@@ -105,7 +105,8 @@ func (r *Reporter) send(ctx context.Context, o *occurrence, now time.Time) error
 	was, uid := *o, r.onNode.Metadata.UID
 	r.mu.Unlock()
 	kind := "Normal"
-	if was.Reason == agent.ConfigRejected || was.Reason == agent.ApplyFailed || was.Reason == agent.RulesRepaired {
+	switch was.Reason {
+	case agent.ConfigRejected, agent.ConfigUnavailable, agent.ApplyFailed, agent.RulesRepaired:
 		kind = "Warning"
 	}
 	second := func(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 
@@ -13,6 +14,7 @@ import (
 // reached now or not. The zero value knows nothing.
 type Mirror[T any] struct {
 	mu    sync.Mutex
+	ref   kubeapi.Ref
 	all   []T
 	known bool
 	err   error
@@ -21,6 +23,9 @@ type Mirror[T any] struct {
 // Follow keeps it up to date until the context ends, and calls changed when
 // there is something new to know.
 func (m *Mirror[T]) Follow(ctx context.Context, client *kubeapi.Client, ref kubeapi.Ref, log *slog.Logger, changed func()) {
+	m.mu.Lock()
+	m.ref = ref
+	m.mu.Unlock()
 	kubeapi.Follow(ctx, client, ref, func(all []T) {
 		m.mu.Lock()
 		lost := m.err
@@ -56,14 +61,15 @@ func (m *Mirror[T]) Last() (all []T, known bool, err error) {
 // unsettled is why nothing is known yet that waiting may bring; nil when
 // something is known, or was refused.
 func (m *Mirror[T]) unsettled() error {
-	_, known, err := m.Last()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	switch {
-	case known || refusal(err):
+	case m.known || refusal(m.err):
 		return nil
-	case err == nil:
-		return errors.New("the API server has not answered yet")
+	case m.err == nil:
+		return fmt.Errorf("list %s: the API server has not answered yet", m.ref)
 	}
-	return err
+	return m.err
 }
 
 // refusal tells an answer that another attempt does not change from trouble.

@@ -11,11 +11,13 @@ const (
 
 	// The condition's reasons. RulesInPlace is the one of a condition that is
 	// true. While it is ConfigRejected the last good configuration is in force
-	// instead of the present one.
-	RulesInPlace   = "RulesInPlace"
-	ConfigRejected = "ConfigRejected"
-	PlanRejected   = "PlanRejected"
-	ApplyFailed    = "ApplyFailed"
+	// instead of the present one; while it is ConfigUnavailable, instead of one
+	// that the agent could not ask for.
+	RulesInPlace      = "RulesInPlace"
+	ConfigRejected    = "ConfigRejected"
+	ConfigUnavailable = "ConfigUnavailable"
+	PlanRejected      = "PlanRejected"
+	ApplyFailed       = "ApplyFailed"
 
 	// AnnotationPrefix begins all annotations.
 	AnnotationPrefix     = "sordino.dev/masq-"

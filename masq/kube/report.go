@@ -215,6 +215,8 @@ func reportOf(s agent.Status, version string) report {
 		c.Reason, c.Message = ApplyFailed, cmp.Or(s.LastError, "the rules are not in the kernel yet")
 	case s.PlanError != "":
 		c.Reason, c.Message = PlanRejected, s.PlanError
+	case s.ConfigReason == agent.ConfigUnavailable:
+		c.Reason, c.Message = ConfigUnavailable, s.ConfigError+"; in force until it is known: "+s.ConfigFrom
 	case s.ConfigError != "":
 		c.Reason, c.Message = ConfigRejected, s.ConfigError
 	default:

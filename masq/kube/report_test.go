@@ -96,6 +96,7 @@ func TestReporter(t *testing.T) {
 		t.Errorf("%+v", n.Status.Conditions)
 	}
 	rejected := good
+	rejected.ConfigReason = agent.ConfigRejected
 	rejected.ConfigError, rejected.ConfigDigest, rejected.Findings, rejected.Warnings = "ConfigMap a/b, config:2:3: bad", "", nil, nil
 	r.Observe(rejected, []agent.Event{{Reason: agent.ConfigRejected, Message: rejected.ConfigError}})
 	n = until("false", reason("False", "ConfigRejected"))
@@ -177,9 +178,28 @@ func TestReporter(t *testing.T) {
 	}
 }
 
+func TestReasons(t *testing.T) {
+	const from = "defaults (x)"
+	for _, test := range []struct {
+		s                       agent.Status
+		status, reason, message string
+	}{
+		{agent.Status{Ready: true, AppliedGeneration: 2, AppliedHash: "h"}, "True", RulesInPlace, "the kernel holds generation 2 (h), from " + from},
+		{agent.Status{Ready: true, ConfigError: "config:1:1: bad", ConfigReason: agent.ConfigRejected}, "False", ConfigRejected, "config:1:1: bad"},
+		{agent.Status{Ready: true, ConfigError: "no answer", ConfigReason: agent.ConfigUnavailable}, "False", ConfigUnavailable, "no answer; in force until it is known: " + from},
+		{agent.Status{Ready: true, ConfigError: "no answer", ConfigReason: agent.ConfigUnavailable, PlanError: "no address"}, "False", PlanRejected, "no address"},
+		{agent.Status{ConfigError: "no answer", ConfigReason: agent.ConfigUnavailable, LastError: "EPERM"}, "False", ApplyFailed, "EPERM"},
+	} {
+		test.s.ConfigFrom = from
+		if c := reportOf(test.s, "v").Condition; c.Status != test.status || c.Reason != test.reason || c.Message != test.message {
+			t.Errorf("%+v: %+v", test, c)
+		}
+	}
+}
+
 // What is too long for a Node is cut.
 func TestReportIsBounded(t *testing.T) {
-	s := agent.Status{Ready: true, ConfigError: strings.Repeat("é", longestMessage)}
+	s := agent.Status{Ready: true, ConfigReason: agent.ConfigRejected, ConfigError: strings.Repeat("é", longestMessage)}
 	for i := range 3 * most {
 		s.Warnings = append(s.Warnings, strings.Repeat(fmt.Sprint(i%10), 2*longestNote))
 	}

@@ -114,11 +114,12 @@ func (s *Source) Load() (agent.Loaded, error) {
 	s.await()
 	loaded, err := s.content.Load()
 	if unavailable := (*agent.Unavailable)(nil); errors.As(err, &unavailable) {
+		why := advised(unavailable.Err)
 		fallback, fileErr := s.Fallback.Load()
 		if fileErr != nil {
-			return loaded, &agent.Unavailable{Err: errors.Join(unavailable.Err, fileErr)}
+			return loaded, &agent.Unavailable{Err: errors.Join(why, fileErr)}
 		}
-		return loaded, &agent.Unavailable{Err: unavailable.Err, Fallback: &fallback}
+		return loaded, &agent.Unavailable{Err: why, Fallback: &fallback}
 	}
 	if err != nil {
 		return loaded, err
@@ -126,10 +127,19 @@ func (s *Source) Load() (agent.Loaded, error) {
 	s.addRanges(&loaded)
 	for _, m := range []interface{ unsettled() error }{&s.node, &s.services} {
 		if err := m.unsettled(); err != nil {
-			return agent.Loaded{}, &agent.Unavailable{Err: err, Fallback: &loaded}
+			return agent.Loaded{}, &agent.Unavailable{Err: advised(err), Fallback: &loaded}
 		}
 	}
 	return loaded, nil
+}
+
+// advised adds what to do when the API server did not answer; one that refuses
+// says so itself.
+func advised(err error) error {
+	if errors.As(err, new(*kubeapi.StatusError)) {
+		return err
+	}
+	return fmt.Errorf("%w; see that this node reaches the API server", err)
 }
 
 // await gives the API server its time to answer for the first time.
