@@ -196,7 +196,7 @@ func TestSource(t *testing.T) {
 	_, err = late.Load()
 	var unavailable *agent.Unavailable
 	if !errors.As(err, &unavailable) || unavailable.Fallback == nil || unavailable.Fallback.From != "files" ||
-		!strings.Contains(err.Error(), "list configmaps kube-system/ip-masq-agent at "+k.Server()+": ") || !strings.HasSuffix(err.Error(), "; see that this node reaches the API server") {
+		!strings.Contains(err.Error(), "list configmaps in kube-system at "+k.Server()+": ") || !strings.HasSuffix(err.Error(), "; see that this node reaches the API server") {
 		t.Errorf("started without an API server: %v", err)
 	}
 	if took := time.Since(began); took < firstAnswer || took > time.Minute {
