@@ -2,18 +2,23 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"sordino/internal/podexec"
 	"sordino/internal/probe"
 )
 
 // workerCommand is what a worker Pod on an existing cluster runs.
 func workerCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "worker",
 		Short: "Idle until SIGTERM: what a worker Pod runs",
 		Long: `Idles until SIGTERM. It is what the worker Pods of environments on existing
@@ -22,9 +27,45 @@ clusters run, so that a probe can be sent from where a worker is:
   kubectl -n sordino exec POD -- /sordino probe ADDRESS:PORT`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if os.Getpid() == 1 {
+				go reap()
+			}
 			<-c.Context().Done()
 			return nil
 		},
+	}
+	c.AddCommand(&cobra.Command{
+		Use:    "run -- COMMAND [ARGUMENT...]",
+		Short:  "Run a command for \"sordino environments run\"",
+		Hidden: true, // standard input is a protocol between the server and this
+		Args:   cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			status, err := podexec.Run(c.InOrStdin(), args, c.OutOrStdout(), c.ErrOrStderr())
+			var refused *podexec.NotStarted
+			if errors.As(err, &refused) {
+				podexec.Refuse(c.ErrOrStderr(), refused)
+				return exit(127) // as a shell
+			}
+			if err == nil && status != 0 {
+				err = exit(status)
+			}
+			return err
+		},
+	})
+	return c
+}
+
+// reap takes the exit statuses of what commands left behind: a Pod's first
+// process gets all orphans.
+func reap() {
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, syscall.SIGCHLD)
+	for range children {
+		for {
+			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); pid <= 0 || err != nil {
+				break
+			}
+		}
 	}
 }
 

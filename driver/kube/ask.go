@@ -12,7 +12,7 @@ import (
 )
 
 // Run runs a command in the worker Pod of a node, of the first when it is
-// empty. There is no shell in it; see exec for signals.
+// empty. There is no shell in it.
 func (d *Driver) Run(ctx context.Context, e *environment.Environment, node string, command []string, s driver.Streams) (int, error) {
 	c, all, err := d.podsToAsk(ctx, e, workerSet)
 	if err != nil {
@@ -36,7 +36,7 @@ func (d *Driver) Run(ctx context.Context, e *environment.Environment, node strin
 	if !p.ready() {
 		return 0, driver.NotThere(e, fmt.Errorf("%s", c.trouble(ctx, workerSet, p)))
 	}
-	status, err := c.exec(ctx, workerSet.namespace, p.Metadata.Name, workerSet.container, command, s)
+	status, err := c.run(ctx, p.Metadata.Name, command, s)
 	if errors.Is(err, errNotStarted) {
 		return 0, driver.NotStarted(p.Spec.NodeName, p.Metadata.Name, err)
 	}

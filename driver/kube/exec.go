@@ -7,21 +7,33 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"syscall"
 
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/util/exec"
 	"k8s.io/streaming/pkg/httpstream"
 
 	"sordino/driver"
+	"sordino/internal/podexec"
 )
 
 // errNotStarted is a command that its container cannot start.
 var errNotStarted = errors.New("the command cannot be started")
 
-// exec runs a command in a container of a Pod and returns its exit status. A
-// call to a kubelet carries no signals: one that would end a command ends the
-// call, and the container's runtime decides what becomes of the command.
+// run runs a command for somebody in a Pod of the workers and returns its exit
+// status. It ends when the context does.
+func (c *cluster) run(ctx context.Context, pod string, command []string, s driver.Streams) (int, error) {
+	frames, stderr := podexec.NewFrames(s.Stdin, s.Signals), &podexec.Stderr{To: s.Stderr}
+	defer frames.Close()
+	status, err := c.exec(ctx, workerSet.namespace, pod, workerSet.container, podexec.Command(command),
+		driver.Streams{Stdin: frames, Stdout: s.Stdout, Stderr: stderr})
+	if err == nil && status != 0 && stderr.Refused() != nil {
+		return 0, fmt.Errorf("%w: %w", errNotStarted, errors.Unwrap(stderr.Refused()))
+	}
+	return status, err
+}
+
+// exec runs a command in a container of a Pod and returns its exit status. It
+// knows no signals, and a command goes on when the call has ended.
 func (c *cluster) exec(ctx context.Context, namespace, pod, container string, command []string, s driver.Streams) (int, error) {
 	request := c.raw.Get().AbsPath("/api/v1/namespaces/"+namespace+"/pods/"+pod+"/exec").Param("container", container)
 	for _, word := range command {
@@ -48,30 +60,6 @@ func (c *cluster) exec(ctx context.Context, namespace, pod, container string, co
 	if err != nil {
 		return 0, err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	var ended syscall.Signal
-	done := make(chan struct{})
-	if s.Signals != nil {
-		go func() {
-			defer close(done)
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case got := <-s.Signals:
-					switch got {
-					case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGKILL:
-						ended = got.(syscall.Signal)
-						stop()
-						return
-					}
-				}
-			}
-		}()
-	} else {
-		close(done)
-	}
 	stdout, stderr := s.Stdout, s.Stderr
 	if stdout == nil {
 		stdout = io.Discard
@@ -80,16 +68,12 @@ func (c *cluster) exec(ctx context.Context, namespace, pod, container string, co
 		stderr = io.Discard
 	}
 	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: s.Stdin, Stdout: stdout, Stderr: stderr})
-	stop()
-	<-done
 	var status exec.CodeExitError
 	switch {
 	case err == nil:
 		return 0, nil
 	case errors.As(err, &status):
 		return status.Code, nil
-	case ended != 0:
-		return 128 + int(ended), nil
 	case strings.Contains(err.Error(), "executable file not found"), strings.Contains(err.Error(), "exec failed"):
 		return 0, fmt.Errorf("%w: %w", errNotStarted, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -163,6 +164,8 @@ func TestStory(t *testing.T) {
 		t.Errorf("a command that is not there: %q, %v", out, err)
 	}
 
+	w.commandsEnd()
+
 	// Drift.
 	cluster.Kubectl(t, "", "patch", "configmap", "-n", "kube-system", "ip-masq-agent", "-p", `{"data":{"config":"nonMasqueradeCIDRs: [0.0.0.0/0]"}}`)
 	cluster.Kubectl(t, "", "delete", "daemonset", "-n", "sordino", "airflow-worker")
@@ -218,6 +221,41 @@ func TestStory(t *testing.T) {
 		t.Errorf("the proof of the removal: %q", proof)
 	}
 	w.free()
+}
+
+// commandsEnd interrupts, kills and leaves clients whose command would go on for
+// ever: it ends each time.
+func (w *world) commandsEnd() {
+	w.t.Helper()
+	binaries, err := testprogram.Built()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	running := func(want int) {
+		w.t.Helper()
+		w.eventually(func() error {
+			pids, err := cluster.Node("n2").PIDs("sordino")
+			if err == nil && len(pids) != want {
+				err = fmt.Errorf("%d processes of sordino run on n2, want %d", len(pids), want)
+			}
+			return err
+		})
+	}
+	running(1) // the worker's first
+	for i, send := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
+		cmd := exec.Command(filepath.Join(binaries, "sordino"), "environments", "run", "example-environment", "--node", "n2", "--",
+			"/sordino", "probe", "serve", "--listen", fmt.Sprintf(":%d", 7001+i))
+		cmd.Env = w.environ()
+		if err := cmd.Start(); err != nil {
+			w.t.Fatal(err)
+		}
+		running(3) // and what runs the command, and that
+		if err := cmd.Process.Signal(send); err != nil {
+			w.t.Fatal(err)
+		}
+		_ = cmd.Wait() // the status is the command's, or the signal's
+		running(1)
+	}
 }
 
 // TestKilledAtEveryStep kills the server after every step of a create, of a

@@ -369,7 +369,12 @@ func (w *world) program(args ...string) (string, error) {
 		return "", err
 	}
 	cmd := exec.CommandContext(w.t.Context(), filepath.Join(binaries, "sordino"), args...)
-	cmd.Env = []string{"SORDINO_SERVER=http://" + w.address, "SORDINO_TOKEN_FILE=" + filepath.Join(w.dir, "data", "token"), "SORDINO_PROJECT=p", "CLOUDSDK_COMPOSER_LOCATION=us-central1"}
+	cmd.Env = w.environ()
 	out, err := cmd.Output()
 	return string(out), err
+}
+
+// environ is the environment of clients.
+func (w *world) environ() []string {
+	return []string{"SORDINO_SERVER=http://" + w.address, "SORDINO_TOKEN_FILE=" + filepath.Join(w.dir, "data", "token"), "SORDINO_PROJECT=p", "CLOUDSDK_COMPOSER_LOCATION=us-central1"}
 }
