@@ -30,9 +30,7 @@ func TestEnvironmentIsMadeChangedAndRemoved(t *testing.T) {
 	began := time.Now()
 	details := w.ensure(d, e)
 	t.Logf("made in %v: %q", time.Since(began), details)
-	if err := w.inPlace(d, e); err != nil {
-		t.Fatal(err)
-	}
+	w.eventually(func() error { return w.inPlace(d, e) })
 	if got := details["prove it with a packet"]; !strings.HasPrefix(got, "not proven: the cluster cluster-1 has no probe target") {
 		t.Errorf("without a target: %q", got)
 	}
@@ -58,9 +56,7 @@ func TestEnvironmentIsMadeChangedAndRemoved(t *testing.T) {
 		t.Error("a new configuration is in place before it was applied")
 	}
 	w.ensure(d, e)
-	if err := w.inPlace(d, e); err != nil {
-		t.Error(err)
-	}
+	w.eventually(func() error { return w.inPlace(d, e) })
 
 	for range 2 { // again is no error
 		details, err := run(t.Context(), d.Remove(e))
@@ -104,9 +100,7 @@ func TestClusterOfAnotherEnvironment(t *testing.T) {
 	if _, err := run(t.Context(), d.Remove(other)); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.inPlace(d, e); err != nil {
-		t.Error(err)
-	}
+	w.eventually(func() error { return w.inPlace(d, e) })
 	// Another server's claims are not pruned, one's own are.
 	if removed, err := w.driver("server-2").Prune(t.Context(), nil); err != nil || removed != nil {
 		t.Errorf("another server pruned %v, %v", removed, err)
@@ -114,9 +108,7 @@ func TestClusterOfAnotherEnvironment(t *testing.T) {
 	if removed, err := d.Prune(t.Context(), map[string]bool{e.UUID: true}); err != nil || removed != nil {
 		t.Errorf("pruned what is to be kept: %v, %v", removed, err)
 	}
-	if err := w.inPlace(d, e); err != nil {
-		t.Error(err)
-	}
+	w.eventually(func() error { return w.inPlace(d, e) })
 	if removed, err := d.Prune(t.Context(), nil); err != nil || !slices.Equal(removed, []string{e.UUID}) {
 		t.Errorf("pruned %v, %v", removed, err)
 	}
@@ -185,9 +177,7 @@ spec:
 	if got := details["apply the workers"]; !strings.Contains(got, "a DaemonSet kube-system/ip-masq-agent that is not this environment's") {
 		t.Errorf("without the agent: %q", details)
 	}
-	if err := w.inPlace(d, without); err != nil {
-		t.Error(err)
-	}
+	w.eventually(func() error { return w.inPlace(d, without) })
 	if _, err := run(t.Context(), d.Remove(without)); err != nil {
 		t.Fatal(err)
 	}
@@ -198,9 +188,7 @@ spec:
 	// Handed over, nothing of the former is left in it.
 	w.kubectl("label", "daemonset", "-n", "kube-system", "ip-masq-agent", "sordino.dev/environment=")
 	w.ensure(d, e)
-	if err := w.inPlace(d, e); err != nil {
-		t.Error(err)
-	}
+	w.eventually(func() error { return w.inPlace(d, e) })
 	spec := w.kubectl("get", "daemonset", "-n", "kube-system", "ip-masq-agent", "-o", "jsonpath={.spec.template.spec}")
 	if strings.Contains(spec, "privileged") || strings.Contains(spec, "/more") {
 		t.Errorf("handed over, and still %s", spec)
@@ -287,9 +275,7 @@ func TestRejectedConfiguration(t *testing.T) {
 	}
 	e.Generation, e.Agent = 3, environment.AgentConfig{Generation: 3, Text: config1}
 	w.ensure(d, e)
-	if err := w.inPlace(d, e); err != nil {
-		t.Error(err)
-	}
+	w.eventually(func() error { return w.inPlace(d, e) })
 }
 
 func TestErrorsNameThePod(t *testing.T) {
