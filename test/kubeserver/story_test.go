@@ -223,8 +223,8 @@ func TestStory(t *testing.T) {
 	w.free()
 }
 
-// commandsEnd interrupts, kills and leaves clients whose command would go on for
-// ever: it ends each time.
+// commandsEnd interrupts and kills clients whose command would go on for ever,
+// and the server: the command ends each time.
 func (w *world) commandsEnd() {
 	w.t.Helper()
 	binaries, err := testprogram.Built()
@@ -256,6 +256,17 @@ func (w *world) commandsEnd() {
 		_ = cmd.Wait() // the status is the command's, or the signal's
 		running(1)
 	}
+	left := exec.Command(filepath.Join(binaries, "sordino"), "environments", "run", "example-environment", "--node", "n2", "--",
+		"/sordino", "probe", "serve", "--listen", ":7010")
+	left.Env = w.environ()
+	if err := left.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	running(3)
+	w.kill()
+	_ = left.Wait() // the server is gone
+	running(1)
+	w.start()
 }
 
 // TestKilledAtEveryStep kills the server after every step of a create, of a
