@@ -228,6 +228,17 @@ func TestSource(t *testing.T) {
 	if !errors.As(err, &unavailable) || !strings.Contains(err.Error(), `let a Role in the namespace kube-system allow the verb "list" on "configmaps"`) {
 		t.Errorf("%v", err)
 	}
+	// What may be read of the cluster counts with the files, too.
+	k.Kubectl(t, "", "create", "clusterrole", "ranges", "--verb=list,watch", "--resource=nodes,servicecidrs.networking.k8s.io")
+	k.Kubectl(t, "", "create", "clusterrolebinding", "ranges", "--clusterrole=ranges", "--user=ranges")
+	reader, err := k.KubeconfigFor("ranges")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, Options{Client: connect(t, reader)}).until(t, "with files and ranges", func(_ agent.Loaded, err error) bool {
+		return errors.As(err, &unavailable) && unavailable.Fallback != nil && unavailable.Fallback.From == "files" &&
+			len(unavailable.Fallback.Config.Cluster.ThisNodesPods) > 0 && len(unavailable.Fallback.Config.Cluster.Service) > 0
+	})
 	k.Kubectl(t, "", "create", "role", "-n", "kube-system", "some", "--verb=list,watch", "--resource=configmaps", "--resource-name=ip-masq-agent")
 	k.Kubectl(t, "", "create", "rolebinding", "-n", "kube-system", "some", "--role=some", "--user=nobody")
 	some := run(t, Options{Client: connect(t, nobody)})

@@ -119,6 +119,7 @@ func (s *Source) Load() (agent.Loaded, error) {
 		if fileErr != nil {
 			return loaded, &agent.Unavailable{Err: errors.Join(why, fileErr)}
 		}
+		s.addRanges(&fallback) // what is known of the cluster counts whoever configures
 		return loaded, &agent.Unavailable{Err: why, Fallback: &fallback}
 	}
 	if err != nil {
