@@ -151,6 +151,9 @@ func (r *Reporter) Run(ctx context.Context) {
 		} else {
 			retry = 0
 		}
+		if !next.After(now) { // nothing was observed so far; the first status wakes
+			next = now.Add(heartbeat)
+		}
 		timer.Reset(max(time.Until(next), 0))
 	}
 }

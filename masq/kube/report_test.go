@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"sordino/internal/kubeapi"
@@ -211,4 +212,16 @@ func TestReportIsBounded(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.Annotations[AnnotationFindings].(string)), &findings); err != nil || len(findings) != most+1 || !strings.HasPrefix(findings[most], "and 40 more") {
 		t.Errorf("%d findings, %v", len(findings), err)
 	}
+}
+
+// Without a status there is nothing to tell, and nothing to do until there is.
+func TestReporterWithoutStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { NewReporter(nil, "n1", "v1.2.3", quiet()).Run(ctx) })
+		time.Sleep(3 * heartbeat) // never ends while the reporter is busy
+		cancel()
+		running.Wait()
+	})
 }
