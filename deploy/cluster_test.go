@@ -195,10 +195,8 @@ func testRights(t *testing.T, c *kubetest.Cluster) {
 	})
 
 	for _, allowed := range []struct{ method, path, body string }{
-		{"GET", kubeSystem + "/configmaps/ip-masq-agent", ""},
 		{"GET", kubeSystem + "/configmaps?fieldSelector=metadata.name%3Dip-masq-agent", ""},
 		{"GET", kubeSystem + "/configmaps?fieldSelector=metadata.name%3Dip-masq-agent&watch=true&timeoutSeconds=1", ""},
-		{"GET", "/api/v1/nodes/n1", ""},
 		{"GET", "/api/v1/nodes?fieldSelector=metadata.name%3Dn1", ""},
 		{"GET", "/api/v1/nodes?fieldSelector=metadata.name%3Dn1&watch=true&timeoutSeconds=1", ""},
 		{"GET", "/apis/networking.k8s.io/v1/servicecidrs", ""},
@@ -216,6 +214,8 @@ func testRights(t *testing.T, c *kubetest.Cluster) {
 
 	condition := `{"status": {"conditions": [{"type": %q, "status": "False", "reason": "X", "message": "x"}]}}`
 	for _, refused := range []struct{ method, path, body string }{
+		{"GET", kubeSystem + "/configmaps/ip-masq-agent", ""}, // it lists and watches
+		{"GET", "/api/v1/nodes/n1", ""},
 		{"GET", kubeSystem + "/configmaps", ""},
 		{"GET", kubeSystem + "/configmaps/extension-apiserver-authentication", ""},
 		{"GET", kubeSystem + "/configmaps?watch=true&timeoutSeconds=1", ""},
@@ -316,7 +316,7 @@ func testCleanup(t *testing.T, c *kubetest.Cluster) {
 		method, path, body string
 		want               int
 	}{
-		{"GET", "/api/v1/nodes/n1", "", 200},
+		{"GET", "/api/v1/nodes/n1", "", 403},
 		{"PATCH", "/api/v1/nodes/n1/status", `{"metadata": {"annotations": {"sordino.dev/masq-hash": null, "sordino.dev/masq-generation": null}}}`, 200},
 		{"GET", "/api/v1/nodes", "", 403},
 		{"GET", kubeSystem + "/configmaps/ip-masq-agent", "", 403},
