@@ -52,7 +52,9 @@ type Fleet struct {
 // Source is a configuration in the cluster.
 type Source struct {
 	Name   string `json:"name"`
-	Digest string `json:"digest"`
+	Digest string `json:"digest,omitempty"`
+	// Error is why there is no digest.
+	Error string `json:"error,omitempty"`
 }
 
 // Node is one node.
@@ -100,7 +102,7 @@ func judgeNode(o kube.Node, agents map[string]bool, sources []Source, now time.T
 			n.Address = address.Address
 		}
 	}
-	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Digest == n.Config })
+	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Error == "" && s.Digest == n.Config })
 	n.State = Silent
 	c := o.Condition(kube.ConditionType)
 	if c == nil {

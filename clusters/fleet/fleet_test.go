@@ -28,7 +28,7 @@ func nodeOf(t *testing.T, text string) kube.Node {
 }
 
 func TestJudge(t *testing.T) {
-	sources := []Source{{"ConfigMap kube-system/ip-masq-agent", "aa"}}
+	sources := []Source{{Name: "ConfigMap kube-system/ip-masq-agent", Digest: "aa"}}
 	agents := map[string]bool{"n": true}
 	node := func(spec, config, condition string) string {
 		return fmt.Sprintf(`{"metadata": {"name": "n", "annotations": {"sordino.dev/masq-config": %q, "sordino.dev/masq-generation": "7", "sordino.dev/masq-hash": "h", "sordino.dev/masq-version": "v1"}},
@@ -137,5 +137,22 @@ func TestRead(t *testing.T) {
 	c.Kubectl(t, "", "annotate", "node", "n001", "--overwrite", "sordino.dev/masq-config="+f.Sources[1].Digest)
 	if f = read(); !f.Nodes[1].Current || f.Nodes[1].State != Ready || f.Behind != nodes-1 {
 		t.Errorf("%+v", f.Nodes[1])
+	}
+
+	// Who may not list them is told so, and of the rest.
+	c.Kubectl(t, "", "create", "clusterrole", "reader", "--verb=get,list", "--resource=nodes,pods,configmaps")
+	c.Kubectl(t, "", "create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=reader")
+	kubeconfig, err := c.KubeconfigFor("reader")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config, err = clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
+		t.Fatal(err)
+	}
+	if reader, err = NewReader(config, "kube-system", "ip-masq-agent"); err != nil {
+		t.Fatal(err)
+	}
+	if f = read(); len(f.Nodes) != nodes || f.Sources[1].Error == "" || f.Nodes[1].Current {
+		t.Errorf("%+v, %+v", f.Sources, f.Nodes[1])
 	}
 }

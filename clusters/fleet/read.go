@@ -39,8 +39,9 @@ type Reader struct {
 }
 
 // NewReader makes a reader of a cluster whose agents read the ConfigMap. It
-// takes the permissions to list nodes and egressnatpolicies.networking.gke.io,
-// and in the namespace to list pods and to get the ConfigMap.
+// takes the permissions to list nodes, and in the namespace to list pods and to
+// get the ConfigMap; and to list egressnatpolicies.networking.gke.io where nodes
+// hold these.
 func NewReader(config *rest.Config, namespace, name string) (*Reader, error) {
 	client, err := rest.UnversionedRESTClientFor(dynamic.ConfigFor(config))
 	if err != nil {
@@ -86,7 +87,7 @@ type pod struct {
 
 // sources are the ConfigMap, and the policies where the cluster knows them.
 func (r *Reader) sources(ctx context.Context) ([]Source, error) {
-	configMap := Source{fmt.Sprintf("ConfigMap %s/%s", r.namespace, r.name), kube.NoConfig}
+	configMap := Source{Name: fmt.Sprintf("ConfigMap %s/%s", r.namespace, r.name), Digest: kube.NoConfig}
 	var held struct {
 		Data map[string]string `json:"data"`
 	}
@@ -102,8 +103,10 @@ func (r *Reader) sources(ctx context.Context) ([]Source, error) {
 	switch {
 	case apierrors.IsNotFound(err):
 		return sources, nil // no definition
+	case apierrors.IsForbidden(err):
+		return append(sources, Source{Name: "EgressNATPolicies", Error: "you may not list egressnatpolicies.networking.gke.io, so nodes that hold them count as behind"}), nil
 	case err != nil:
 		return nil, err
 	}
-	return append(sources, Source{fmt.Sprintf("%d EgressNATPolicies", len(all)), egressnat.Digest(all)}), nil
+	return append(sources, Source{Name: fmt.Sprintf("%d EgressNATPolicies", len(all)), Digest: egressnat.Digest(all)}), nil
 }

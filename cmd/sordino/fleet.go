@@ -148,6 +148,10 @@ func writeFleet(w io.Writer, f fleet.Fleet) {
 	}
 	var sources []string
 	for _, s := range f.Sources {
+		if s.Error != "" {
+			sources = append(sources, fmt.Sprintf("%s are not known: %s", s.Name, s.Error))
+			continue
+		}
 		sources = append(sources, fmt.Sprintf("%s is %s", s.Name, short(s.Digest)))
 	}
 	nodes := "nodes"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,18 @@ n4    -           silent    -           -             -                     -  t
 	var f fleet.Fleet
 	if err := json.Unmarshal([]byte(out), &f); err != nil || code != 1 || len(f.Nodes) != 4 || f.InForce || f.Nodes[1].State != fleet.Rejected || f.Nodes[0].Config != digest {
 		t.Errorf("%d %v\n%s", code, err, out)
+	}
+
+	// What docs/kubernetes.md shows for kubectl.
+	docs, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, shown, _ := strings.Cut(string(docs), "$ kubectl get nodes -o custom-columns='")
+	shown, _, _ = strings.Cut(shown, "```")
+	columns, table, _ := strings.Cut(shown, "'\n")
+	if got := c.Kubectl(t, "", "get", "nodes", "-o", "custom-columns="+columns); strings.TrimSpace(got) != strings.TrimSpace(table) {
+		t.Errorf("kubectl prints\n%s\nand docs/kubernetes.md shows\n%s", got, table)
 	}
 
 	// Who watches sees what changes, until they have seen enough.
