@@ -3,10 +3,12 @@ package images_test
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -18,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -162,42 +165,54 @@ func files(t *testing.T, img v1.Image) []string {
 	}
 }
 
-// TestReproducible makes the agent's image from two folders with the
-// project's own Makefile.
+// TestReproducible makes all images in two folders, as anybody does it, and
+// compares every file of them.
 func TestReproducible(t *testing.T) {
 	repository, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	copied := filepath.Join(t.TempDir(), "elsewhere")
-	for _, entry := range []string{"go.mod", "go.sum", "Makefile", "cmd/ip-masq-agent", "masq", "internal"} {
-		if err := copyTree(filepath.Join(repository, entry), filepath.Join(copied, entry)); err != nil {
-			t.Fatal(err)
-		}
+	entries, err := os.ReadDir(repository)
+	if err != nil {
+		t.Fatal(err)
 	}
-	var digests []v1.Hash
-	var archives [][]byte
-	for _, from := range []string{repository, copied} {
-		binaries, dir := t.TempDir(), t.TempDir()
-		command := exec.Command("make", "-s", "-C", from, "build-agent", "BIN="+binaries, "VERSION=v1.2.3")
-		if text, err := command.CombinedOutput(); err != nil {
+	var made []map[string][sha256.Size]byte
+	for _, folder := range []string{"here", "else/where"} {
+		copied := filepath.Join(t.TempDir(), folder)
+		for _, entry := range entries {
+			if entry.Name() == ".git" || entry.Name() == "bin" {
+				continue
+			}
+			if err := copyTree(filepath.Join(repository, entry.Name()), filepath.Join(copied, entry.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if text, err := exec.Command("make", "-s", "-C", copied, "images", "VERSION=v1.2.3").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, text)
 		}
-		digest, err := images.Agent.Write(dir, release, []images.Platform{{Architecture: runtime.GOARCH, Binaries: binaries}})
-		if err != nil {
+		sums := map[string][sha256.Size]byte{}
+		files := os.DirFS(filepath.Join(copied, "bin/images"))
+		if err := fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			content, err := fs.ReadFile(files, path)
+			sums[path] = sha256.Sum256(content)
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
-		archive, err := os.ReadFile(filepath.Join(dir, "ip-masq-agent.tar"))
-		if err != nil {
-			t.Fatal(err)
+		made = append(made, sums)
+	}
+	for _, image := range []string{"ip-masq-agent", "sordino"} {
+		for _, file := range []string{image + ".tar", image + "/index.json", image + ".linux-amd64.spdx.json", image + ".linux-arm64.spdx.json"} {
+			if _, there := made[0][file]; !there {
+				t.Errorf("there is no %s", file)
+			}
 		}
-		digests, archives = append(digests, digest), append(archives, archive)
 	}
-	if digests[0] != digests[1] {
-		t.Errorf("the image is %s here and %s elsewhere", digests[0], digests[1])
-	}
-	if string(archives[0]) != string(archives[1]) {
-		t.Error("the archives differ")
+	if diff := cmp.Diff(made[0], made[1]); diff != "" {
+		t.Errorf("the images differ:\n%s", diff)
 	}
 }
 
@@ -216,7 +231,7 @@ func copyTree(from, to string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(to, content, 0o644)
+	return os.WriteFile(to, content, info.Mode())
 }
 
 func TestSBOM(t *testing.T) {
