@@ -37,9 +37,11 @@ func cleanup(ctx context.Context, inv *invocation) (err error) {
 		return errors.Join(err, b.Close())
 	}
 	var errs []error
-	if b, err := nftables.New(nftables.Options{Table: ownTable, Log: inv.log}); err != nil {
+	switch b, err := nftables.New(nftables.Options{Table: ownTable, Log: inv.log}); {
+	case errors.Is(err, nftables.ErrAbsent): // nothing is in it
+	case err != nil:
 		errs = append(errs, err)
-	} else {
+	default:
 		errs = append(errs, remove(b))
 	}
 	flavours := iptables.Flavours(ctx)

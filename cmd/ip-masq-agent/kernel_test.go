@@ -4,13 +4,19 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
 	"sordino/internal/testnet"
+	"sordino/internal/testprogram"
 	"sordino/masq"
 	"sordino/masq/foreign"
 )
@@ -265,6 +271,61 @@ COMMIT
 	if report.DryRun || report.Removed == nil || len(report.Removed) != 0 {
 		t.Errorf("%+v", report)
 	}
+}
+
+// A kernel without nftables holds nothing of ours; one that does not say, may.
+func TestCleanupWithoutNftables(t *testing.T) {
+	dir, err := testprogram.Built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for errno, want := range map[unix.Errno]string{
+		unix.EPROTONOSUPPORT: "there is nothing of ours on this node\n", unix.EPERM: "operation not permitted",
+	} {
+		var out []byte
+		var err error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and never unlocked: the thread ends
+			if err = withoutNetfilter(errno); err == nil {
+				cmd := exec.Command(filepath.Join(dir, "ip-masq-agent"), "cleanup", "--state-dir=")
+				cmd.Env = []string{"PATH="} // as in the image, there is no iptables
+				out, err = cmd.CombinedOutput()
+			}
+		}()
+		<-done
+		if !strings.Contains(string(out), want) || (err == nil) != (errno == unix.EPROTONOSUPPORT) {
+			t.Errorf("%v: %v\n%s", errno, err, out)
+		}
+	}
+}
+
+// withoutNetfilter has the kernel refuse netfilter's netlink sockets to this
+// thread and to what it starts.
+func withoutNetfilter(errno unix.Errno) error {
+	const number, domain, protocol = 0, 16, 32 // in the kernel's struct seccomp_data
+	load := func(at uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: at}
+	}
+	unless := func(is uint32, skip uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: skip, K: is}
+	}
+	answer := func(k uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: k} }
+	filter := []unix.SockFilter{
+		load(number), unless(unix.SYS_SOCKET, 5),
+		load(domain), unless(unix.AF_NETLINK, 3),
+		load(protocol), unless(unix.NETLINK_NETFILTER, 1),
+		answer(unix.SECCOMP_RET_ERRNO | uint32(errno)),
+		answer(unix.SECCOMP_RET_ALLOW),
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+	runtime.KeepAlive(filter)
+	return err
 }
 
 // counterless takes out the numbers that traffic changes.

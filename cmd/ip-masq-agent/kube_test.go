@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"sordino/deploy"
 	"sordino/internal/kubetest"
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
@@ -177,4 +181,36 @@ func TestKubeSource(t *testing.T) {
 	if left := k.Kubectl(t, "", "get", "node", "n1", "-o", "jsonpath={.metadata.annotations}"); strings.Contains(left, "sordino.dev") {
 		t.Errorf("left on the Node: %s", left)
 	}
+
+	// As the manifest has it, after an agent that has no state: it never ran well.
+	k.Kubectl(t, `{"status": {"conditions": [{"type": "IPMasqueradeReady", "status": "False", "reason": "ApplyFailed"}]}}`, "patch", "node", "n1", "--subresource=status", "--patch-file=/dev/stdin")
+	if err := os.WriteFile(ready, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NODE_NAME", "n1")
+	args := append(cleanupArguments(t), "--state-dir="+t.TempDir(), "--kubeconfig="+kubeconfig, "--ready-file="+ready)
+	call(t, n.Node, "", args...).expect(t, 0, []string{"removed the condition IPMasqueradeReady"}, nil)
+	if _, err := os.Stat(ready); condition() != "" || err == nil {
+		t.Errorf("without a state: condition %q, ready file %v", condition(), err)
+	}
+}
+
+// cleanupArguments are those of deploy/cleanup, as far as they matter here.
+func cleanupArguments(t *testing.T) (args []string) {
+	t.Helper()
+	objects, err := deploy.Objects(deploy.CleanupBase, deploy.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects {
+		if containers, found, err := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "initContainers"); err != nil {
+			t.Fatal(err)
+		} else if found {
+			args, _, _ = unstructured.NestedStringSlice(containers[0].(map[string]any), "args")
+		}
+	}
+	if !slices.Contains(args, "--ready-file=/run/ip-masq-agent/ready") {
+		t.Errorf("the ready file would stay: %q", args)
+	}
+	return args
 }

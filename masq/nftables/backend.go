@@ -84,12 +84,24 @@ func New(o Options) (*Backend, error) {
 	// The lasting connection is made here and now, on this thread.
 	b.conn, err = nftables.New(nftables.AsLasting())
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening nftables netlink: %w", err), ns.Close())
+		return nil, errors.Join(fmt.Errorf("opening nftables netlink: %w", absent(err)), ns.Close())
 	}
 	if _, err := b.conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
-		return nil, errors.Join(fmt.Errorf("asking the kernel for its nftables: %w (it takes CAP_NET_ADMIN, and a kernel with NF_TABLES; on one without, use --backend=iptables)", err), b.Close())
+		return nil, errors.Join(fmt.Errorf("asking the kernel for its nftables: %w (it takes CAP_NET_ADMIN, and a kernel with NF_TABLES; on one without, use --backend=iptables)", absent(err)), b.Close())
 	}
 	return b, nil
+}
+
+// ErrAbsent is that the kernel has no nftables, and so holds no rules in it.
+var ErrAbsent = errors.New("this kernel has no NF_TABLES")
+
+// absent names the answers of a kernel without netfilter's netlink, and of one
+// that has it and no nftables; a lack of rights comes before either.
+func absent(err error) error {
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: %w", ErrAbsent, err)
+	}
+	return err
 }
 
 // prepare sizes the socket's buffers and learns its port.
