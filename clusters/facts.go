@@ -336,11 +336,13 @@ func holds(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 }
 
+// Named is how many of many are named.
+const Named = 3
+
 // Some names a few of many.
 func Some(list []string) string {
-	const most = 3
-	if len(list) <= most {
+	if len(list) <= Named {
 		return strings.Join(list, ", ")
 	}
-	return fmt.Sprintf("%s, and %d more", strings.Join(list[:most], ", "), len(list)-most)
+	return fmt.Sprintf("%s, and %d more", strings.Join(list[:Named], ", "), len(list)-Named)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"sordino/agentconfig"
 	"sordino/environment"
@@ -70,6 +71,11 @@ func (p Packet) expected(e *environment.Environment) ([]netip.Addr, string, erro
 	}
 	const uplink = "eth0"
 	options := masq.Options{Chain: masq.DefaultChain, RandomFully: true, Cluster: agentconfig.Cluster(e.Plan)}
+	if len(result.Config.OutputInterfaces) == 0 {
+		if err := inPodRange(e, p.From, masq.ClusterOf(result.Config, options).Pod); err != nil {
+			return nil, "", err
+		}
+	}
 	var facts masq.Facts
 	for _, a := range p.Node {
 		facts.Addresses = append(facts.Addresses, masq.NodeAddress{Interface: uplink, Prefix: netip.PrefixFrom(a, a.BitLen())})
@@ -85,4 +91,29 @@ func (p Packet) expected(e *environment.Environment) ([]netip.Addr, string, erro
 		return []netip.Addr{verdict.To}, verdict.Reason, nil
 	}
 	return p.Node, verdict.Reason, nil
+}
+
+// inPodRange refuses a Pod that the agent takes for none: that it keeps its own
+// address is not what anybody asked for.
+func inPodRange(e *environment.Environment, pod netip.Addr, pods []masq.Range) error {
+	var ranges []string
+	for _, r := range pods {
+		if r.Prefix.Contains(pod) {
+			return nil
+		}
+		ranges = append(ranges, r.Prefix.String())
+	}
+	if len(ranges) == 0 {
+		return nil // every source counts as a Pod
+	}
+	return fmt.Errorf("the Pod's address %s is in no Pod range of the environment (%s), so it is not masqueraded%s", pod, strings.Join(ranges, ", "), Widen(e, "podRange"))
+}
+
+// Widen is what to do when an existing cluster has addresses that its
+// declaration, and so the environment's plan, does not hold.
+func Widen(e *environment.Environment, key string) string {
+	if e.Cluster == "" {
+		return ""
+	}
+	return fmt.Sprintf("; widen %s of the cluster %s in the clusters file, and make the environment again", key, e.Cluster)
 }

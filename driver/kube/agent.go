@@ -23,8 +23,9 @@ var (
 	cleanupSet = set{agentNamespace, agentName + "-cleanup", "k8s-app=" + agentName + "-cleanup", "clean"}
 )
 
-// agentObjects are what the agent is made of on an environment's cluster; the
-// ConfigMap comes first, so that no agent starts without it.
+// agentObjects are what the agent is made of on an environment's cluster. The
+// ConfigMap comes first, so that no agent starts without it. It is there without
+// a configuration, too: agents would obey one that is somebody else's.
 func (d *Driver) agentObjects(e *environment.Environment) ([]*unstructured.Unstructured, error) {
 	options := deploy.Options{Image: d.AgentImage}
 	for _, r := range []struct {
@@ -48,12 +49,9 @@ func (d *Driver) agentObjects(e *environment.Environment) ([]*unstructured.Unstr
 	if err != nil {
 		return nil, err
 	}
-	if e.Agent.Text != "" {
-		config := configMap()
-		config.Object["data"] = map[string]any{"config": e.Agent.Text}
-		objects = append([]*unstructured.Unstructured{config}, objects...)
-	}
-	return objects, nil
+	config := configMap()
+	config.Object["data"] = map[string]any{"config": e.Agent.Text}
+	return append([]*unstructured.Unstructured{config}, objects...), nil
 }
 
 func configMap() *unstructured.Unstructured {
@@ -80,14 +78,7 @@ func (d *Driver) applyAgent(ctx context.Context, c *cluster, e *environment.Envi
 	if err != nil {
 		return "", err
 	}
-	if e.Agent.Text == "" {
-		if removed, err := c.remove(ctx, e.UUID, configMap()); err != nil {
-			return "", err
-		} else if removed {
-			changes = append(changes, "the ConfigMap is deleted: there is no configuration")
-		}
-	}
-	return driver.Count(len(objects), "object") + " of the agent applied" + d.told(e, changes), nil
+	return driver.Count(len(objects), "object") + " of the agent applied" + d.told(c, e.Name.String(), changes), nil
 }
 
 // awaitAgents waits until every node's agent has looked at the configuration and

@@ -55,24 +55,29 @@ func (c *cluster) foreign(ctx context.Context, uuid string, objects []*unstructu
 	var why []string
 	for _, o := range objects {
 		label(o, uuid)
-		is, err := c.find(ctx, o)
+		_, theirs, err := c.look(ctx, o)
 		if err != nil {
 			return err
 		}
-		if is == nil || ours(is, uuid) {
-			continue
+		if theirs != "" {
+			foreign, why = append(foreign, o), append(why, theirs)
 		}
-		set, err := c.conflicts(ctx, o)
-		if err != nil {
-			return err
-		}
-		foreign = append(foreign, o)
-		why = append(why, fmt.Sprintf("%s: %s", nameOf(o), whose(is, set)))
 	}
 	if len(foreign) > 0 {
 		return c.conflict(foreign, why)
 	}
 	return nil
+}
+
+// look reads what is there of an object that bears its label, and says whose it
+// is when it is not the environment's.
+func (c *cluster) look(ctx context.Context, o *unstructured.Unstructured) (is *unstructured.Unstructured, theirs string, err error) {
+	is, err = c.find(ctx, o)
+	if err != nil || is == nil || ours(is, o.GetLabels()[clusters.EnvironmentLabel]) {
+		return is, "", err
+	}
+	set, err := c.conflicts(ctx, o, is)
+	return is, fmt.Sprintf("%s: %s", nameOf(o), whose(is, set)), err
 }
 
 func label(o *unstructured.Unstructured, uuid string) {
@@ -105,61 +110,68 @@ func (c *cluster) find(ctx context.Context, o *unstructured.Unstructured) (*unst
 // taken off as well, but for labels and annotations: a node selector can
 // disable a DaemonSet as well as another image.
 func (c *cluster) applyOne(ctx context.Context, o *unstructured.Unstructured) (told string, err error) {
-	is, err := c.find(ctx, o)
-	if err != nil {
-		return "", err
+	for try := 1; ; try++ {
+		change, err := c.applyTo(ctx, o)
+		if change != "" {
+			told = change
+		}
+		// A status was written meanwhile, or somebody has made the object.
+		if !apierrors.IsConflict(err) || try == 5 {
+			return told, err
+		}
 	}
-	if is != nil && is.GetLabels()[clusters.EnvironmentLabel] == "" {
-		if err := c.replace(ctx, o, is); err != nil {
+}
+
+// applyTo applies an object to what it finds, and to nothing else: the error is
+// a conflict when that is not there any more at the end.
+func (c *cluster) applyTo(ctx context.Context, o *unstructured.Unstructured) (told string, err error) {
+	is, why, err := c.look(ctx, o)
+	switch {
+	case err != nil:
+		return "", err
+	case why != "":
+		return "", c.conflict([]*unstructured.Unstructured{o}, []string{why})
+	case is != nil && is.GetLabels()[clusters.EnvironmentLabel] == "":
+		if is, err = c.update(ctx, o, is, nil); err != nil {
 			return "", err
 		}
 		told = nameOf(o) + " was handed over"
 	}
-	now, err := c.serverSideApply(ctx, o, false, false)
-	if apierrors.IsConflict(err) {
-		if set := conflictsIn(err); len(set) > 0 {
-			told = fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), strings.Join(set, ", "))
-		}
-		now, err = c.serverSideApply(ctx, o, true, false)
+	now, err := c.serverSideApply(ctx, o, is, metav1.ApplyOptions{})
+	if set := conflictsIn(err); len(set) > 0 {
+		told = fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), strings.Join(set, ", "))
+		now, err = c.serverSideApply(ctx, o, is, metav1.ApplyOptions{Force: true})
 	}
 	if err != nil {
-		return "", err
-	}
-	for try := 1; ; try++ {
-		more, err := c.putRight(ctx, o, now)
-		if apierrors.IsConflict(err) && try < 5 { // a status was written meanwhile
-			if now, err = c.of(o).Get(ctx, o.GetName(), metav1.GetOptions{}); err != nil {
-				return "", err
-			}
-			continue
-		}
-		if err == nil && more != "" {
-			told = fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), more)
-		}
 		return told, err
 	}
-}
-
-// putRight takes off what is not ours, and says what that was.
-func (c *cluster) putRight(ctx context.Context, o, is *unstructured.Unstructured) (string, error) {
-	differs, err := c.drift(ctx, o, is)
+	differs, err := c.drift(ctx, o, now)
 	if err != nil || differs == "" {
-		return "", err
+		return told, err
 	}
-	return differs, c.replace(ctx, o, is)
+	_, err = c.update(ctx, o, now, nil)
+	return fmt.Sprintf("%s was changed, and is as it should be again: %s", nameOf(o), differs), err
 }
 
-func (c *cluster) serverSideApply(ctx context.Context, o *unstructured.Unstructured, force, dryRun bool) (*unstructured.Unstructured, error) {
-	options := metav1.ApplyOptions{FieldManager: clusters.FieldManager, Force: force}
-	if dryRun {
-		options.DryRun = []string{metav1.DryRunAll}
+// noRevision is one that no object is at: what is applied at it can be made, and
+// changes nothing that is there.
+const noRevision = "1"
+
+// serverSideApply applies an object at the revision that was read; nil is that
+// there was none.
+func (c *cluster) serverSideApply(ctx context.Context, o, is *unstructured.Unstructured, options metav1.ApplyOptions) (*unstructured.Unstructured, error) {
+	want := o.DeepCopy()
+	want.SetResourceVersion(noRevision)
+	if is != nil {
+		want.SetResourceVersion(is.GetResourceVersion())
 	}
-	return c.of(o).Apply(ctx, o.GetName(), o.DeepCopy(), options)
+	options.FieldManager = clusters.FieldManager
+	return c.of(o).Apply(ctx, o.GetName(), want, options)
 }
 
 // conflicts are the fields that others have set otherwise.
-func (c *cluster) conflicts(ctx context.Context, o *unstructured.Unstructured) ([]string, error) {
-	_, err := c.serverSideApply(ctx, o, false, true)
+func (c *cluster) conflicts(ctx context.Context, o, is *unstructured.Unstructured) ([]string, error) {
+	_, err := c.serverSideApply(ctx, o, is, metav1.ApplyOptions{DryRun: []string{metav1.DryRunAll}})
 	if err == nil || apierrors.IsConflict(err) || apierrors.IsInvalid(err) {
 		return conflictsIn(err), nil
 	}
@@ -230,8 +242,9 @@ func (c *cluster) conflict(foreign []*unstructured.Unstructured, why []string) e
 	return e
 }
 
-// parts are what of an object is somebody's intent.
-var parts = []string{"spec", "data", "binaryData", "rules", "roleRef", "subjects", "webhooks"}
+// parts are what of an object is somebody's intent. Of labels and annotations
+// only our own can differ.
+var parts = [][]string{{"metadata", "labels"}, {"metadata", "annotations"}, {"spec"}, {"data"}, {"binaryData"}, {"rules"}, {"roleRef"}, {"subjects"}, {"webhooks"}}
 
 // drift says in which parts an object is not what it would be if it were
 // replaced by ours; empty when in none. It changes nothing.
@@ -242,24 +255,22 @@ func (c *cluster) drift(ctx context.Context, o, is *unstructured.Unstructured) (
 	}
 	var differ []string
 	for _, part := range parts {
-		differ = append(differ, differences("."+part, is.Object[part], would.Object[part])...)
+		a, _, _ := unstructured.NestedFieldNoCopy(is.Object, part...)
+		b, _, _ := unstructured.NestedFieldNoCopy(would.Object, part...)
+		differ = append(differ, differences("."+strings.Join(part, "."), a, b)...)
 	}
 	return clusters.Some(differ), nil
 }
 
-// replace takes everything off an object that is not in ours.
-func (c *cluster) replace(ctx context.Context, o, is *unstructured.Unstructured) error {
-	_, err := c.update(ctx, o, is, nil)
-	return err
-}
-
-// update replaces the object at the revision that was read, and keeps labels
-// and annotations of others.
+// update replaces the object at the revision that was read, and keeps of others
+// labels and annotations, and what they wait for before it may go.
 func (c *cluster) update(ctx context.Context, o, is *unstructured.Unstructured, dryRun []string) (*unstructured.Unstructured, error) {
 	want := o.DeepCopy()
 	want.SetResourceVersion(is.GetResourceVersion())
 	keep(want, is, "metadata", "labels")
 	keep(want, is, "metadata", "annotations")
+	want.SetFinalizers(is.GetFinalizers())
+	want.SetOwnerReferences(is.GetOwnerReferences())
 	if _, has, _ := unstructured.NestedMap(want.Object, "spec", "template"); has {
 		keep(want, is, "spec", "template", "metadata", "annotations") // "kubectl rollout restart" is no drift
 	}

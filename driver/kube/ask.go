@@ -34,7 +34,7 @@ func (d *Driver) Run(ctx context.Context, e *environment.Environment, node strin
 	}
 	p := &all[i]
 	if !p.ready() {
-		return 0, driver.NotThere(e, fmt.Errorf("%s", c.trouble(ctx, workerSet, p)))
+		return 0, driver.NotThere(e, fmt.Errorf("%s", c.explained(ctx, workerSet, p)))
 	}
 	status, err := c.run(ctx, p.Metadata.Name, command, s)
 	if errors.Is(err, errNotStarted) {
@@ -72,7 +72,7 @@ func (d *Driver) PlanAgent(ctx context.Context, e *environment.Environment, text
 // ask runs the agent's program on all nodes, and has what each prints read. A
 // node that cannot answer does not keep the others from it.
 func ask[A any](ctx context.Context, d *Driver, e *environment.Environment, args []string, in string, read func(node string, printed driver.Answer, err error) A) ([]A, error) {
-	ctx, cancel := context.WithTimeout(ctx, proofTime)
+	ctx, cancel := context.WithTimeout(ctx, limit(e))
 	defer cancel()
 	c, all, err := d.podsToAsk(ctx, e, agentSet)
 	if err != nil {

@@ -26,7 +26,7 @@ const (
 // cluster over, or takes it away, has nothing else to go by.
 type state struct {
 	Generation int64 `json:"generation,omitempty"`
-	// Nodes is a digest of the names of those that were there.
+	// Nodes is a digest of those that the proof is of.
 	Nodes   string    `json:"nodes,omitempty"`
 	Proof   string    `json:"proof,omitempty"`
 	Checked time.Time `json:"checked,omitzero"`
@@ -94,7 +94,8 @@ func (d *Driver) claimFor(ctx context.Context, c *cluster, t tenant) (string, er
 	if _, err := c.mine(ctx, t.uuid); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s is this environment's already", c.Name), nil
+	changes, err := c.applyOurs(ctx, []*unstructured.Unstructured{claimNamespace(t, d.Server)})
+	return fmt.Sprintf("%s is this environment's already", c.Name) + d.told(c, t.name, changes), err
 }
 
 // mine reads the claim of an environment, and refuses another's.

@@ -54,8 +54,15 @@ func New(o Options) *Driver { return &Driver{o} }
 const (
 	applyTime = 20 * time.Second
 	waitTime  = 30 * time.Second
-	proofTime = 30 * time.Second
+	// askTime is for nodes that are asked at once: a probe takes up to 5 seconds.
+	askTime = 8 * time.Second
 )
+
+// limit is that of a step that waits for all nodes, or asks them.
+func limit(e *environment.Environment) time.Duration {
+	nodes := max(len(e.Plan.NodeAddresses), len(e.Observed.Nodes))
+	return waitTime + time.Duration(nodes/atOnce)*askTime
+}
 
 // step is one on the environment's cluster.
 func (d *Driver) step(e *environment.Environment, name string, limit time.Duration, do func(context.Context, *cluster) (string, error)) reconcile.Step {
@@ -84,24 +91,25 @@ func (d *Driver) Ensure(e *environment.Environment) []reconcile.Step {
 		return d.applyWorkers(ctx, c, e)
 	}))
 	if e.AgentEnabled() {
-		steps = append(steps, d.step(e, "wait for the agents", waitTime, func(ctx context.Context, c *cluster) (string, error) {
+		steps = append(steps, d.step(e, "wait for the agents", limit(e), func(ctx context.Context, c *cluster) (string, error) {
 			return d.awaitAgents(ctx, c, e)
 		}))
 	}
 	return append(steps,
-		d.step(e, "wait for the workers", waitTime, func(ctx context.Context, c *cluster) (string, error) {
+		d.step(e, "wait for the workers", limit(e), func(ctx context.Context, c *cluster) (string, error) {
 			return d.awaitWorkers(ctx, c)
 		}),
-		d.step(e, "prove it with a packet", proofTime, func(ctx context.Context, c *cluster) (string, error) {
+		d.step(e, "prove it with a packet", limit(e), func(ctx context.Context, c *cluster) (string, error) {
 			return d.prove(ctx, c, e)
 		}))
 }
 
-// told logs what was changed of our objects, and is it as a step's detail.
-func (d *Driver) told(e *environment.Environment, changes []string) string {
+// told logs what was changed of an environment's objects, and is it as a step's
+// detail.
+func (d *Driver) told(c *cluster, environment string, changes []string) string {
 	detail := ""
 	for _, change := range changes {
-		d.Log.Warn("drift", "environment", e.Name.String(), "cluster", e.Cluster, "what", change)
+		d.Log.Warn("drift", "environment", environment, "cluster", c.Name, "what", change)
 		detail += "; " + change
 	}
 	return detail

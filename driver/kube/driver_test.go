@@ -216,6 +216,9 @@ func TestDriftIsRepairedAndTold(t *testing.T) {
 		{"another configuration", []string{"patch", "configmap", "-n", "kube-system", "ip-masq-agent", "-p", `{"data":{"config":"nonMasqueradeCIDRs: []"}}`}, "kubectl-patch has set .data.config"},
 		{"fewer rights", []string{"patch", "clusterrole", "ip-masq-agent", "--type=json", "-p", `[{"op":"remove","path":"/rules/0"}]`}, "kubectl-patch has set .rules"},
 		{"the processes of the node", []string{"patch", "daemonset", "-n", "kube-system", "ip-masq-agent", "-p", `{"spec":{"template":{"spec":{"hostPID":true}}}}`}, ".spec.template.spec.hostPID"},
+		{"another level of Pod security", []string{"label", "namespace", "sordino", "--overwrite", "pod-security.kubernetes.io/enforce=restricted"}, "kubectl-label has set .metadata.labels.pod-security.kubernetes.io/enforce"},
+		{"no level of Pod security", []string{"label", "namespace", "sordino", "pod-security.kubernetes.io/enforce-"}, ""},
+		{"no server", []string{"annotate", "namespace", "sordino", "sordino.dev/server-"}, ""},
 		{"no workers", []string{"delete", "daemonset", "-n", "sordino", "airflow-worker"}, ""},
 		{"no account", []string{"delete", "serviceaccount", "-n", "kube-system", "ip-masq-agent"}, ""},
 		{"a Pod deleted", []string{"delete", "pods", "-n", "sordino", "-l", "app=airflow-worker", "--wait=false"}, ""},
@@ -232,7 +235,7 @@ func TestDriftIsRepairedAndTold(t *testing.T) {
 			t.Errorf("%s: it counts as in place", test.what)
 		}
 		details := w.ensure(d, e)
-		if all := details["apply the agent"] + details["apply the workers"]; !strings.Contains(all, test.told) {
+		if all := details["claim the cluster"] + details["apply the agent"] + details["apply the workers"]; !strings.Contains(all, test.told) {
 			t.Errorf("%s: told %q, want %q", test.what, all, test.told)
 		}
 		w.eventually(func() error { return w.inPlace(d, e) })
@@ -257,6 +260,32 @@ func TestDriftIsRepairedAndTold(t *testing.T) {
 	}
 	w.ensure(d, e)
 	w.eventually(func() error { return w.inPlace(d, e) })
+	// One that is made again under its name is another.
+	w.kubectl("delete", "node", "n3")
+	w.addNode("n3", 13)
+	w.eventually(func() error {
+		o, err := d.Observe(t.Context(), e)
+		if err == nil && o.Generation == e.Generation {
+			t.Fatal("a node that was made again counts as proven")
+		}
+		for _, n := range o.Nodes {
+			if err == nil && !n.Ready {
+				err = errors.New(n.Error)
+			}
+		}
+		return err
+	})
+	w.ensure(d, e)
+	w.eventually(func() error { return w.inPlace(d, e) })
+	// A node that the agents do not count among the cluster's.
+	w.addNodeAt("n4", "10.77.0.14", "10.88.4.0/24")
+	w.eventually(func() error {
+		o, err := d.Observe(t.Context(), e)
+		if err == nil && (len(o.Nodes) != 4 || !strings.HasPrefix(o.Nodes[3].Error, "its address 10.77.0.14 is not in the environment's node range 10.89.0.0/24")) {
+			err = fmt.Errorf("%+v", o.Nodes)
+		}
+		return err
+	})
 }
 
 func TestRejectedConfiguration(t *testing.T) {

@@ -164,10 +164,14 @@ func declare(t *testing.T, k *kubetest.Cluster, name string) *clusters.Clusters 
 
 func (w *world) addNode(name string, number int) {
 	w.t.Helper()
-	pods := fmt.Sprintf("10.88.%d.0/24", number-10)
+	w.addNodeAt(name, fmt.Sprintf("10.89.0.%d", number), fmt.Sprintf("10.88.%d.0/24", number-10))
+}
+
+func (w *world) addNodeAt(name, address, pods string) {
+	w.t.Helper()
 	w.k.Kubectl(w.t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": %q, "labels": {"kubernetes.io/os": "linux"}}, "spec": {"podCIDR": %[2]q, "podCIDRs": [%[2]q]}}`, name, pods), "create", "-f", "-")
 	w.patch(nodes, "", name, map[string]any{"status": map[string]any{
-		"addresses":   []any{map[string]any{"type": "InternalIP", "address": fmt.Sprintf("10.89.0.%d", number)}},
+		"addresses":   []any{map[string]any{"type": "InternalIP", "address": address}},
 		"conditions":  []any{map[string]any{"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": time.Now().UTC().Format(time.RFC3339)}},
 		"allocatable": map[string]any{"pods": "110"}}})
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sordino/driver"
+	"sordino/environment"
 	"sordino/masq/kube"
 )
 
@@ -20,27 +21,38 @@ func TestJudge(t *testing.T) {
 			{driver.Packet{From: pod2, To: to, Node: []netip.Addr{node2}, SeenAs: seen2, Err: "no answer within 5s"}, "n2"},
 		}
 	}
-	nobody := netip.Addr{}
+	nobody, outside := netip.Addr{}, netip.MustParseAddr("172.30.0.2")
 	for name, test := range map[string]struct {
 		config        string
 		without       bool
+		elsewhere     bool // the first Pod is in no Pod range
 		seen1, seen2  netip.Addr
 		proof, detail string
 		err           string
 	}{
-		"masqueraded":           {seen1: node1, seen2: node2, proof: "10.88.1.2 was seen as 10.89.0.11 by 203.0.113.7; the Pods of 1 other node likewise"},
-		"one is not":            {seen1: node1, seen2: pod2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.88.2.2, and should have seen 10.89.0.12"},
-		"as the other node":     {seen1: node1, seen2: node1, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.11, and should have seen 10.89.0.12"},
-		"no answer":             {seen1: node1, seen2: nobody, err: "n2: 203.0.113.7 saw nothing of 10.88.2.2 (no answer within 5s), and should have seen 10.89.0.12"},
-		"exempt":                {config: exempt, seen1: pod1, seen2: pod2, proof: "10.88.1.2 kept its own address towards 203.0.113.7 (203.0.113.7 is inside 203.0.113.0/24"},
-		"exempt and masked":     {config: exempt, seen1: pod1, seen2: node2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.12, and should have seen 10.88.2.2"},
-		"exempt and no answer":  {config: exempt, seen1: pod1, seen2: nobody, detail: "not proven: 10.88.2.2 keeps its own address, and 203.0.113.7 did not answer it (no answer within 5s)"},
-		"without the agent":     {without: true, seen1: pod1, seen2: node2, proof: "10.88.1.2 was seen as 10.88.1.2 by 203.0.113.7 (the agent is not enabled), 10.88.2.2 was seen as 10.89.0.12"},
-		"without it, no answer": {without: true, seen1: nobody, seen2: nobody, detail: "not proven: 203.0.113.7 did not answer 10.88.1.2 (no answer within 5s)"},
+		"masqueraded":          {seen1: node1, seen2: node2, proof: "10.88.1.2 was seen as 10.89.0.11 by 203.0.113.7; the Pods of 1 other node likewise"},
+		"one is not":           {seen1: node1, seen2: pod2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.88.2.2, and should have seen 10.89.0.12"},
+		"as the other node":    {seen1: node1, seen2: node1, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.11, and should have seen 10.89.0.12"},
+		"no answer":            {seen1: node1, seen2: nobody, err: "n2: 203.0.113.7 saw nothing of 10.88.2.2 (no answer within 5s), and should have seen 10.89.0.12"},
+		"exempt":               {config: exempt, seen1: pod1, seen2: pod2, proof: "10.88.1.2 kept its own address towards 203.0.113.7 (203.0.113.7 is inside 203.0.113.0/24"},
+		"exempt and masked":    {config: exempt, seen1: pod1, seen2: node2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.12, and should have seen 10.88.2.2"},
+		"exempt and no answer": {config: exempt, seen1: pod1, seen2: nobody, detail: "not proven: 10.88.2.2 keeps its own address, and 203.0.113.7 did not answer it (no answer within 5s)"},
+		"in no Pod range": {elsewhere: true, seen1: outside, seen2: node2,
+			err: "n1: the Pod's address 172.30.0.2 is in no Pod range of the environment (10.88.0.0/16), so it is not masqueraded; widen podRange of the cluster cluster-1 in the clusters file"},
+		"in none, no answer": {elsewhere: true, seen1: nobody, seen2: node2, err: "n1: the Pod's address 172.30.0.2 is in no Pod range"},
+		"in none, by interface": {config: "outputInterfaces: [eth1]\n", elsewhere: true, seen1: outside, seen2: pod2,
+			proof: "172.30.0.2 kept its own address towards 203.0.113.7"},
+		"in none, without the agent": {without: true, elsewhere: true, seen1: outside, seen2: node2, proof: "172.30.0.2 was seen as 172.30.0.2 by 203.0.113.7 (the agent is not enabled)"},
+		"without the agent":          {without: true, seen1: pod1, seen2: node2, proof: "10.88.1.2 was seen as 10.88.1.2 by 203.0.113.7 (the agent is not enabled), 10.88.2.2 was seen as 10.89.0.12"},
+		"without it, no answer":      {without: true, seen1: nobody, seen2: nobody, detail: "not proven: 203.0.113.7 did not answer 10.88.1.2 (no answer within 5s)"},
 	} {
 		e := newEnvironment(test.config)
 		e.Spec.Config.NodeConfig.EnableIpMasqAgent = !test.without
-		proof, detail, err := judge(e, sent(test.seen1, test.seen2))
+		packets := sent(test.seen1, test.seen2)
+		if test.elsewhere {
+			packets[0].From = outside
+		}
+		proof, detail, err := judge(e, packets)
 		if test.detail == "" {
 			test.detail = test.proof
 		}
@@ -88,5 +100,42 @@ func TestWhatANodeLacks(t *testing.T) {
 		if got := test.n.rejects("d"); got != test.rejects {
 			t.Errorf("%s: rejects %q", name, got)
 		}
+	}
+}
+
+// What agents never hear of is no node of the environment.
+func TestNodesOutsideThePlan(t *testing.T) {
+	e := newEnvironment("")
+	for name, test := range map[string]struct{ address, pods, want string }{
+		"within":          {"10.89.0.12", "10.88.1.0/24", ""},
+		"all of it":       {"10.89.0.12", "10.88.0.0/16", ""},
+		"nothing known":   {"", "", ""},
+		"another address": {"10.77.0.5", "10.88.1.0/24", "its address 10.77.0.5 is not in the environment's node range 10.89.0.0/24; widen nodeRange of the cluster cluster-1 in the clusters file"},
+		"other Pods":      {"10.89.0.12", "10.99.1.0/24", "its Pod CIDR 10.99.1.0/24 is not in the environment's Pod range 10.88.0.0/16; widen podRange of the cluster cluster-1"},
+		"more Pods":       {"10.89.0.12", "10.88.0.0/15", "its Pod CIDR 10.88.0.0/15 is not in"},
+	} {
+		n := &node{}
+		if test.address != "" {
+			n.Status.Addresses = append(n.Status.Addresses, struct {
+				Type    string `json:"type"`
+				Address string `json:"address"`
+			}{"InternalIP", test.address})
+			n.Spec.PodCIDRs = []string{test.pods}
+		}
+		if got := n.outside(e); !strings.HasPrefix(got, test.want) || (got == "") != (test.want == "") {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// Where nobody answers, each round of probes takes its 5 seconds.
+func TestTimeForManyNodes(t *testing.T) {
+	e := newEnvironment("")
+	if got := limit(e); got != waitTime {
+		t.Errorf("one node has %v", got)
+	}
+	e.Observed.Nodes = make([]environment.ObservedNode, 10*atOnce)
+	if got := limit(e); got < waitTime+10*5*time.Second {
+		t.Errorf("%d nodes have %v", len(e.Observed.Nodes), got)
 	}
 }

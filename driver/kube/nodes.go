@@ -12,7 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"sordino/driver"
 	"sordino/environment"
+	"sordino/environment/address"
 	"sordino/masq/configfile"
 	"sordino/masq/kube"
 )
@@ -59,6 +61,26 @@ func (n *node) network() *environment.NodeNetwork {
 		}
 	}
 	return &out
+}
+
+// outside is which of the node's addresses the environment's plan does not hold;
+// empty when it holds them. The agents go by the plan's ranges.
+func (n *node) outside(e *environment.Environment) string {
+	is := n.network()
+	for _, has := range []struct {
+		what, key string
+		kind      address.Kind
+		prefix    netip.Prefix
+	}{
+		{"address " + is.Address.String(), "nodeRange", address.Nodes, netip.PrefixFrom(is.Address, is.Address.BitLen())},
+		{"Pod CIDR " + is.PodCIDR.String(), "podRange", address.Pods, is.PodCIDR},
+	} {
+		within := e.Plan.Range(has.kind)
+		if has.prefix.IsValid() && within.IsValid() && !(within.Bits() <= has.prefix.Bits() && within.Contains(has.prefix.Addr())) {
+			return fmt.Sprintf("its %s is not in the environment's %s range %s%s", has.what, has.kind, within, driver.Widen(e, has.key))
+		}
+	}
+	return ""
 }
 
 // rejects is why the agent does not take the configuration with a digest;
@@ -114,11 +136,9 @@ func (n *node) observe(o *environment.ObservedNode) {
 	}
 }
 
-// digestOf is a configuration as agents tell it.
+// digestOf is a configuration as agents tell it. An empty text is none, and
+// stands in the ConfigMap as it is.
 func digestOf(text string) string {
-	if text == "" {
-		return kube.NoConfig
-	}
 	return configfile.Digest([]byte(text))
 }
 
@@ -130,10 +150,12 @@ func (c *cluster) nodes(ctx context.Context) ([]node, error) {
 	return all, err
 }
 
+// digestOfNodes tells whether nodes are the same: one that is deleted and made
+// again under its name is another.
 func digestOfNodes(all []node) string {
 	sum := sha256.New()
 	for i := range all {
-		fmt.Fprintln(sum, all[i].Metadata.Name)
+		fmt.Fprintln(sum, all[i].Metadata.Name, all[i].Metadata.UID)
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:8])
 }

@@ -60,7 +60,7 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 	if err != nil {
 		return o, err
 	}
-	_, rolling := c.rolledOut(ctx, workerSet)
+	_, rolling := c.rollOut(ctx, workerSet)
 	var agents []pod
 	if e.AgentEnabled() {
 		if agents, err = c.podsOf(ctx, agentSet); err != nil {
@@ -77,8 +77,9 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 			}
 			digest := digestOf(e.Agent.Text)
 			for _, trouble := range []func() string{
+				func() string { return m.outside(e) },
 				func() string { return m.rejects(digest) },
-				func() string { return c.podTrouble(ctx, agentSet, agents, m.Metadata.Name, true) },
+				func() string { return podTrouble(agentSet, agents, m.Metadata.Name, true) },
 				func() string { return m.lacks(digest, d.Now()) },
 			} {
 				if n.Error == "" {
@@ -88,7 +89,7 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 		}
 		if n.Error == "" {
 			// Taints may keep workers off a node; the agent takes them all.
-			n.Error = c.podTrouble(ctx, workerSet, workers, m.Metadata.Name, rolling != nil)
+			n.Error = podTrouble(workerSet, workers, m.Metadata.Name, rolling != nil)
 		}
 		if n.Error == "" {
 			n.Error = drift
@@ -99,12 +100,14 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 	return o, nil
 }
 
-// podTrouble is why a node's Pod of a set is not ready.
-func (c *cluster) podTrouble(ctx context.Context, s set, all []pod, node string, must bool) string {
+// podTrouble is why a node's Pod of a set is not ready. It reads no log: many
+// nodes may be looked at often.
+func podTrouble(s set, all []pod, node string, must bool) string {
 	i := slices.IndexFunc(all, func(p pod) bool { return p.node() == node && p.Metadata.DeletionTimestamp == nil })
 	switch {
 	case i >= 0:
-		return c.trouble(ctx, s, &all[i])
+		trouble, _ := all[i].trouble()
+		return trouble
 	case must:
 		return fmt.Sprintf("there is no Pod of the %s on it", s)
 	}
@@ -113,7 +116,7 @@ func (c *cluster) podTrouble(ctx context.Context, s set, all []pod, node string,
 
 // drifted says what of our objects is not as it was applied; empty when nothing.
 func (d *Driver) drifted(ctx context.Context, c *cluster, e *environment.Environment) (string, error) {
-	objects := d.workerObjects(e)
+	objects := append(d.workerObjects(e), claimNamespace(tenant{e.UUID, e.Name.String()}, d.Server))
 	if e.AgentEnabled() {
 		more, err := d.agentObjects(e)
 		if err != nil {

@@ -111,9 +111,8 @@ func (p *pod) node() string {
 // daemonSet is what is read of a DaemonSet.
 type daemonSet struct {
 	Metadata struct {
-		Generation        int64             `json:"generation"`
-		Labels            map[string]string `json:"labels"`
-		DeletionTimestamp *time.Time        `json:"deletionTimestamp"`
+		Generation int64             `json:"generation"`
+		Labels     map[string]string `json:"labels"`
 	} `json:"metadata"`
 	Spec struct {
 		Selector struct {
@@ -149,9 +148,9 @@ func (c *cluster) podsOf(ctx context.Context, s set) ([]pod, error) {
 	return all, err
 }
 
-// rolledOut says why a DaemonSet's Pods are not all there, of its newest
-// template and ready. The number is how many nodes it is on.
-func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
+// rollOut says why a DaemonSet's Pods are not all there, of its newest template
+// and ready. The number is how many nodes it is to be on.
+func (c *cluster) rollOut(ctx context.Context, s set) (int, error) {
 	d, err := get[daemonSet](ctx, c, daemonSets, s.namespace, s.name)
 	switch {
 	case err != nil:
@@ -162,12 +161,20 @@ func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
 		return 0, fmt.Errorf("the %s is not looked at yet by the cluster's controller manager", s)
 	}
 	want := d.Status.DesiredNumberScheduled
-	if want > 0 && d.Status.NumberReady == want && d.Status.UpdatedNumberScheduled == want {
+	switch {
+	case want == 0:
+		return 0, fmt.Errorf("the %s is to run on no node; look at the nodes' taints and labels", s)
+	case d.Status.NumberReady == want && d.Status.UpdatedNumberScheduled == want:
 		return want, nil
 	}
-	is := fmt.Sprintf("the %s is ready on %d of %d nodes, with its newest template on %d", s, d.Status.NumberReady, want, d.Status.UpdatedNumberScheduled)
-	if want == 0 {
-		return 0, fmt.Errorf("the %s is to run on no node; look at the nodes' taints and labels", s)
+	return want, fmt.Errorf("the %s is ready on %d of %d nodes, with its newest template on %d", s, d.Status.NumberReady, want, d.Status.UpdatedNumberScheduled)
+}
+
+// rolledOut is rollOut, and what keeps the Pods.
+func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
+	want, behind := c.rollOut(ctx, s)
+	if behind == nil || want == 0 {
+		return want, behind
 	}
 	all, err := c.podsOf(ctx, s)
 	if err != nil {
@@ -175,9 +182,14 @@ func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
 	}
 	var why []string
 	for i := range all {
-		if trouble := c.trouble(ctx, s, &all[i]); trouble != "" {
-			why = append(why, trouble)
+		trouble, log := all[i].trouble()
+		if trouble == "" {
+			continue
 		}
+		if len(why) < clusters.Named { // the others are only counted
+			trouble += c.endOf(ctx, s, &all[i], log)
+		}
+		why = append(why, trouble)
 	}
 	if len(all) < want {
 		if told := c.refused(ctx, s); told != "" {
@@ -185,22 +197,30 @@ func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
 		}
 	}
 	if len(why) > 0 {
-		is += ": " + clusters.Some(why)
+		behind = fmt.Errorf("%w: %s", behind, clusters.Some(why))
 	}
-	return 0, fmt.Errorf("%s", is)
+	return 0, behind
 }
 
-// trouble is why a Pod is not ready; empty when it is.
-func (c *cluster) trouble(ctx context.Context, s set, p *pod) string {
+// podLog is a container's log; without a container there is none that helps.
+type podLog struct {
+	container string
+	previous  bool
+}
+
+// trouble is why a Pod is not ready, and the log that may say more; empty when
+// it is.
+func (p *pod) trouble() (string, podLog) {
 	if p.ready() {
-		return ""
+		return "", podLog{}
 	}
-	about := func(format string, args ...any) string {
+	var log podLog
+	about := func(format string, args ...any) (string, podLog) {
 		where := ""
 		if n := p.node(); n != "" {
 			where = " on " + n
 		}
-		return fmt.Sprintf("the Pod %s%s ", p.Metadata.Name, where) + fmt.Sprintf(format, args...)
+		return fmt.Sprintf("the Pod %s%s ", p.Metadata.Name, where) + fmt.Sprintf(format, args...), log
 	}
 	if p.Metadata.DeletionTimestamp != nil {
 		return about("is being deleted")
@@ -219,28 +239,45 @@ func (c *cluster) trouble(ctx context.Context, s set, p *pod) string {
 		case state.Terminated != nil && state.Terminated.ExitCode == 0, container.Ready:
 			continue
 		case state.Waiting != nil && last != nil:
-			return about("restarts its container %s (%s): it ended with status %d: %s", container.Name, state.Waiting.Reason, last.ExitCode, c.lastLine(ctx, s, p, container.Name, true))
+			log = podLog{container.Name, true}
+			return about("restarts its container %s (%s): it ended with status %d", container.Name, state.Waiting.Reason, last.ExitCode)
 		case state.Waiting != nil:
 			return about("waits: container %s: %s", container.Name, strings.TrimSpace(state.Waiting.Reason+" "+state.Waiting.Message))
 		case state.Terminated != nil:
-			return about("has a container %s that ended with status %d (%s): %s", container.Name, state.Terminated.ExitCode, state.Terminated.Reason, c.lastLine(ctx, s, p, container.Name, false))
+			log = podLog{container.Name, false}
+			return about("has a container %s that ended with status %d (%s)", container.Name, state.Terminated.ExitCode, state.Terminated.Reason)
 		case container.Name == gateContainer:
 			return about("is held back until its node masquerades")
 		default:
-			return about("is not ready yet; the end of the log of %s: %s", container.Name, c.lastLine(ctx, s, p, container.Name, false))
+			log = podLog{container.Name, false}
+			return about("is not ready yet: container %s runs", container.Name)
 		}
 	}
 	return about("is %s", strings.ToLower(p.Status.Phase))
 }
 
-// lastLine is the end of a container's log, or why it cannot be read.
-func (c *cluster) lastLine(ctx context.Context, s set, p *pod, container string, previous bool) string {
-	text, err := c.raw.Get().AbsPath("/api/v1/namespaces/"+s.namespace+"/pods/"+p.Metadata.Name+"/log").
-		Param("container", container).Param("tailLines", "1").Param("previous", fmt.Sprint(previous)).Do(ctx).Raw()
-	if err != nil {
-		return "its log cannot be read: " + err.Error()
+// explained is a Pod's trouble with the end of the log that says more.
+func (c *cluster) explained(ctx context.Context, s set, p *pod) string {
+	trouble, log := p.trouble()
+	return trouble + c.endOf(ctx, s, p, log)
+}
+
+// logTime bounds reading a log: the kubelet that has it may be what is amiss.
+const logTime = 2 * time.Second
+
+// endOf is the end of a container's log, or why it cannot be read.
+func (c *cluster) endOf(ctx context.Context, s set, p *pod, log podLog) string {
+	if log.container == "" {
+		return ""
 	}
-	return lastLineOf(text)
+	ctx, cancel := context.WithTimeout(ctx, logTime)
+	defer cancel()
+	text, err := c.raw.Get().AbsPath("/api/v1/namespaces/"+s.namespace+"/pods/"+p.Metadata.Name+"/log").
+		Param("container", log.container).Param("tailLines", "1").Param("previous", fmt.Sprint(log.previous)).Do(ctx).Raw()
+	if err != nil {
+		return "; its log cannot be read: " + err.Error()
+	}
+	return "; the end of its log: " + lastLineOf(text)
 }
 
 // lastLineOf is the end of what a program printed.

@@ -21,19 +21,20 @@ const atOnce = 32
 // compares whom it saw with what the configuration means. When all is as it
 // should be, or there is no target, the generation counts as in place.
 func (d *Driver) prove(ctx context.Context, c *cluster, e *environment.Environment) (string, error) {
+	// Read first: one that joins now has proven nothing.
+	machines, err := c.nodes(ctx)
+	if err != nil {
+		return "", err
+	}
 	proof, detail := "", fmt.Sprintf("not proven: the cluster %s has no probe target; declare one under probe: in the clusters file", c.Name)
 	if c.Probe.IsValid() {
-		packets, err := c.send(ctx, workerSet)
+		packets, err := c.send(ctx, workerSet, machines)
 		if err != nil {
 			return "", err
 		}
 		if proof, detail, err = judge(e, packets); err != nil {
 			return "", err
 		}
-	}
-	machines, err := c.nodes(ctx)
-	if err != nil {
-		return "", err
 	}
 	return detail, c.note(ctx, e.UUID, func(s *state) {
 		s.Generation, s.Nodes, s.Proof, s.Checked = e.Generation, digestOfNodes(machines), proof, time.Time{}
@@ -93,13 +94,9 @@ type packet struct {
 	on string
 }
 
-// send has every Pod of a set call the probe target.
-func (c *cluster) send(ctx context.Context, s set) ([]packet, error) {
+// send has every Pod of a set on these nodes call the probe target.
+func (c *cluster) send(ctx context.Context, s set, machines []node) ([]packet, error) {
 	all, err := c.podsOf(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	machines, err := c.nodes(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -111,12 +108,14 @@ func (c *cluster) send(ctx context.Context, s set) ([]packet, error) {
 	var from []*pod
 	for i := range all {
 		p := &all[i]
-		node := addresses[p.Spec.NodeName]
+		node, known := addresses[p.Spec.NodeName]
 		switch {
 		case p.Metadata.DeletionTimestamp != nil:
 			continue
+		case p.Spec.NodeName != "" && !known:
+			continue // it joined, or is another system's
 		case !p.ready() || !p.address().IsValid():
-			return nil, fmt.Errorf("%s", c.trouble(ctx, s, p))
+			return nil, fmt.Errorf("%s", c.explained(ctx, s, p))
 		case len(node) == 0:
 			return nil, fmt.Errorf("the node %s has no address of the family of the probe target %s", p.Spec.NodeName, c.Probe)
 		}

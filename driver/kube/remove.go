@@ -33,7 +33,7 @@ func (d *Driver) Remove(e *environment.Environment) []reconcile.Step {
 	t := tenant{uuid: e.UUID, name: e.Name.String()}
 	var steps []reconcile.Step
 	for _, s := range d.removal(t) {
-		steps = append(steps, d.step(e, s.name, waitTime, s.do))
+		steps = append(steps, d.step(e, s.name, limit(e), s.do))
 	}
 	return steps
 }
@@ -56,7 +56,8 @@ func (d *Driver) removal(t tenant) []removalStep {
 	}
 }
 
-const none = "there was none"
+// none is true of an attempt that finds what an earlier one has done, too.
+const none = "there is none"
 
 // held is what the claim says, if it is the tenant's.
 func (c *cluster) held(ctx context.Context, t tenant) (s state, held bool, err error) {
@@ -79,13 +80,14 @@ func (d *Driver) removeWorkers(ctx context.Context, c *cluster, t tenant) (strin
 	if _, held, err := c.held(ctx, t); err != nil || !held {
 		return none, err
 	}
-	if err := c.gone(ctx, workerSet); err != nil {
-		return "", err
+	return detailOf(removed), c.gone(ctx, workerSet)
+}
+
+func detailOf(removed bool) string {
+	if removed {
+		return ""
 	}
-	if !removed {
-		return none, nil
-	}
-	return "", nil
+	return none
 }
 
 // claimAgain claims a cluster whose claim is gone and that still has something
@@ -126,20 +128,21 @@ func (d *Driver) removeAgent(ctx context.Context, c *cluster, t tenant) (string,
 		}
 		removed = removed || one
 	}
-	other, err := get[daemonSet](ctx, c, daemonSets, agentSet.namespace, agentSet.name)
+	other, err := c.otherAgent(ctx, t)
 	switch {
 	case err != nil:
 		return "", err
-	case other != nil && other.Metadata.DeletionTimestamp == nil:
+	case other:
 		return fmt.Sprintf("the %s is not this environment's, and stays", agentSet), nil
 	}
-	if err := c.gone(ctx, agentSet); err != nil {
-		return "", err
-	}
-	if !removed {
-		return none, nil
-	}
-	return "", nil
+	return detailOf(removed), c.gone(ctx, agentSet)
+}
+
+// otherAgent reports whether there is an agent that is not the tenant's. The
+// tenant's own may be there for a while after it was deleted.
+func (c *cluster) otherAgent(ctx context.Context, t tenant) (bool, error) {
+	is, err := get[daemonSet](ctx, c, daemonSets, agentSet.namespace, agentSet.name)
+	return is != nil && is.Metadata.Labels[clusters.EnvironmentLabel] != t.uuid, err
 }
 
 func daemonSetOf(s set) *unstructured.Unstructured {
@@ -154,12 +157,9 @@ func (c *cluster) dirty(ctx context.Context, t tenant) (bool, string, error) {
 	if err != nil || !held || !s.Agent {
 		return false, none, err
 	}
-	other, err := get[daemonSet](ctx, c, daemonSets, agentSet.namespace, agentSet.name)
-	if err != nil {
-		return false, "", err
-	}
-	if other != nil {
-		return false, fmt.Sprintf("the nodes' rules are those of a %s that is not this environment's, and stay", agentSet), nil
+	other, err := c.otherAgent(ctx, t)
+	if err != nil || other {
+		return false, fmt.Sprintf("the nodes' rules are those of a %s that is not this environment's, and stay", agentSet), err
 	}
 	return true, "", nil
 }
@@ -225,7 +225,11 @@ func (d *Driver) proveClean(ctx context.Context, c *cluster, t tenant) (string, 
 	}); err != nil {
 		return "", err
 	}
-	packets, err := c.send(ctx, probeSet)
+	machines, err := c.nodes(ctx)
+	if err != nil {
+		return "", err
+	}
+	packets, err := c.send(ctx, probeSet, machines)
 	if err != nil {
 		return "", err
 	}
@@ -255,6 +259,15 @@ func (d *Driver) proveClean(ctx context.Context, c *cluster, t tenant) (string, 
 
 // giveBack deletes whatever is left, and then the claim.
 func (d *Driver) giveBack(ctx context.Context, c *cluster, t tenant) (string, error) {
+	// Another attempt begins with the first step, and may find the claim half
+	// gone: it is not to clean up again, where no Pod can be made for the proof.
+	if is, err := c.claimed(ctx); err != nil {
+		return "", err
+	} else if is != nil && is.uuid() == t.uuid && !is.leaving() {
+		if err := c.note(ctx, t.uuid, func(s *state) { s.Agent = false }); err != nil {
+			return "", err
+		}
+	}
 	objects, err := d.cleanupObjects()
 	if err != nil {
 		return "", err

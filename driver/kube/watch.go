@@ -135,7 +135,7 @@ func (d *Driver) watchedOf() []selection {
 		d.Log.Error("the agent's manifests cannot be read", "error", err) // a test reads them
 	}
 	out := []selection{{resource: nodes}}
-	for _, o := range append(objects, configMap(), daemonSetOf(workerSet)) {
+	for _, o := range append(objects, configMap(), daemonSetOf(workerSet), claimNamespace(tenant{}, "")) {
 		out = append(out, selection{resource: resourceOf(o), namespace: o.GetNamespace(), field: "metadata.name=" + o.GetName()})
 	}
 	return out

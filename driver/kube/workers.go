@@ -77,7 +77,7 @@ func (d *Driver) applyWorkers(ctx context.Context, c *cluster, e *environment.En
 	if err != nil {
 		return "", err
 	}
-	detail := fmt.Sprintf("%s applied", workerSet) + d.told(e, changes)
+	detail := fmt.Sprintf("%s applied", workerSet) + d.told(c, e.Name.String(), changes)
 	if e.AgentEnabled() {
 		return detail, nil
 	}

@@ -270,7 +270,7 @@ func (d *Driver) Remove(e *environment.Environment) []reconcile.Step {
 			return "", fmt.Errorf("taking the cluster away: %w", err)
 		}
 		if !removed {
-			return "there was none", nil
+			return "there is none", nil
 		}
 		return "", nil
 	})}}

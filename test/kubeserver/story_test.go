@@ -101,7 +101,7 @@ func TestWithoutAgent(t *testing.T) {
 	}
 	deleted := w.succeeds(w.accepted("DELETE", "v1beta1/"+example, ""))
 	w.steps("delete", deleted)
-	if rules := deleted.detail("take the rules away"); rules != "there was none" {
+	if rules := deleted.detail("take the rules away"); rules != "there is none" {
 		t.Errorf("the rules of no agent: %q", rules)
 	}
 	w.free()
