@@ -233,8 +233,6 @@ func readClaim(ctx context.Context, client rest.Interface) (claimed bool, by str
 // Contradiction is one thing in which a cluster is not what the file says, or
 // that keeps environments off it.
 type Contradiction struct {
-	// Key is the file's key that it is about; empty when none is.
-	Key     string
 	Message string
 	// Fix says what to do.
 	Fix string
@@ -245,11 +243,11 @@ func (c Contradiction) Error() string { return c.Message + "; " + c.Fix }
 // Check compares a cluster's facts with its declaration.
 func (c *Cluster) Check(f Facts) []Contradiction {
 	var found []Contradiction
-	add := func(key, fix, format string, args ...any) {
-		found = append(found, Contradiction{key, fmt.Sprintf(format, args...), fix})
+	add := func(fix, format string, args ...any) {
+		found = append(found, Contradiction{fmt.Sprintf(format, args...), fix})
 	}
 	if len(f.Nodes) == 0 {
-		add("", "add a node", "the cluster has no Node")
+		add("add a node", "the cluster has no Node")
 	}
 	var lost, outside, strange []string
 	for _, n := range f.Nodes {
@@ -268,30 +266,30 @@ func (c *Cluster) Check(f Facts) []Contradiction {
 	}
 	nodeRange, podRange := f.Suggest()
 	if len(lost) > 0 {
-		add("nodeRange", "give the kubelet an IPv4 address with --node-ip", "Nodes have no internal IPv4 address: %s", Some(lost))
+		add("give the kubelet an IPv4 address with --node-ip", "Nodes have no internal IPv4 address: %s", Some(lost))
 	}
 	if len(outside) > 0 {
-		add("nodeRange", fmt.Sprintf("write a range that holds %s", nodeRange), "Nodes' addresses are not in nodeRange %s: %s", c.NodeRange, Some(outside))
+		add(fmt.Sprintf("write a range that holds %s", nodeRange), "Nodes' addresses are not in nodeRange %s: %s", c.NodeRange, Some(outside))
 	}
 	if len(strange) > 0 {
-		add("podRange", fmt.Sprintf("write a range that holds %s", podRange), "Nodes' Pod CIDRs are not in podRange %s: %s", c.PodRange, Some(strange))
+		add(fmt.Sprintf("write a range that holds %s", podRange), "Nodes' Pod CIDRs are not in podRange %s: %s", c.PodRange, Some(strange))
 	}
 	if !slices.ContainsFunc(f.ServiceRanges, func(p netip.Prefix) bool { return p.Addr().Is4() }) {
-		add("serviceRange", "write serviceRange: with what the API server's --service-cluster-ip-range is", "the cluster has no ServiceCIDR objects with an IPv4 range, and serviceRange is not declared")
+		add("write serviceRange: with what the API server's --service-cluster-ip-range is", "the cluster has no ServiceCIDR objects with an IPv4 range, and serviceRange is not declared")
 	}
 	for _, p := range f.ServiceRanges {
 		switch {
 		case !p.Addr().Is4():
 		case c.ServiceRange.IsValid() && !holds(c.ServiceRange, p):
-			add("serviceRange", "leave it out: the cluster itself says it", "the cluster's Service range %s is not in serviceRange %s", p, c.ServiceRange)
+			add("leave it out: the cluster itself says it", "the cluster's Service range %s is not in serviceRange %s", p, c.ServiceRange)
 		case c.NodeRange.Overlaps(p):
-			add("nodeRange", "write what Nodes' addresses are really from", "the cluster's Service range %s overlaps nodeRange %s", p, c.NodeRange)
+			add("write what Nodes' addresses are really from", "the cluster's Service range %s overlaps nodeRange %s", p, c.NodeRange)
 		case c.PodRange.Overlaps(p):
-			add("podRange", "write what Nodes' Pod CIDRs are really from", "the cluster's Service range %s overlaps podRange %s", p, c.PodRange)
+			add("write what Nodes' Pod CIDRs are really from", "the cluster's Service range %s overlaps podRange %s", p, c.PodRange)
 		}
 	}
 	if f.Claimed && f.ClaimedBy == "" {
-		add("", "move what is in it elsewhere and delete the namespace: an environment makes and deletes it", "the namespace %s is there without the label %s: it is somebody else's", Namespace, EnvironmentLabel)
+		add("move what is in it elsewhere and delete the namespace: an environment makes and deletes it", "the namespace %s is there without the label %s: it is somebody else's", Namespace, EnvironmentLabel)
 	}
 	return found
 }

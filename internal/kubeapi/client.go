@@ -155,18 +155,12 @@ type PatchKind string
 const (
 	MergePatch     PatchKind = "application/merge-patch+json"
 	StrategicMerge PatchKind = "application/strategic-merge-patch+json"
-	Apply          PatchKind = "application/apply-patch+yaml"
 )
 
-// Patch changes an object. Into may be nil. Applying takes the fields over from
-// other managers when force is set.
-func (c *Client) Patch(ctx context.Context, ref Ref, kind PatchKind, patch any, force bool, into any) error {
+// Patch changes an object. Into may be nil.
+func (c *Client) Patch(ctx context.Context, ref Ref, kind PatchKind, patch, into any) error {
 	manager, _, _ := strings.Cut(c.userAgent, "/")
-	query := url.Values{"fieldManager": {manager}}
-	if force {
-		query.Set("force", "true")
-	}
-	return c.call(ctx, "patch", http.MethodPatch, ref, query, string(kind), patch, into)
+	return c.call(ctx, "patch", http.MethodPatch, ref, url.Values{"fieldManager": {manager}}, string(kind), patch, into)
 }
 
 func (c *Client) call(ctx context.Context, verb, method string, ref Ref, query url.Values, contentType string, body, into any) error {

@@ -30,8 +30,8 @@ type Config struct {
 // accountFolder is where a Pod finds its service account.
 const accountFolder = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// ErrNoCluster says that this process is in no Pod with a service account.
-var ErrNoCluster = errors.New("this is no Pod with a service account (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); give a kubeconfig")
+// errNoCluster says that this process is in no Pod with a service account.
+var errNoCluster = errors.New("this is no Pod with a service account (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); give a kubeconfig")
 
 // InCluster is the API server of the Pod that this process runs in.
 func InCluster() (Config, error) { return inCluster(os.Getenv, accountFolder) }
@@ -39,7 +39,7 @@ func InCluster() (Config, error) { return inCluster(os.Getenv, accountFolder) }
 func inCluster(getenv func(string) string, folder string) (Config, error) {
 	host, port := getenv("KUBERNETES_SERVICE_HOST"), getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
-		return Config{}, ErrNoCluster
+		return Config{}, errNoCluster
 	}
 	c := Config{
 		Server: "https://" + net.JoinHostPort(host, port), TLS: &tls.Config{MinVersion: tls.VersionTLS12},

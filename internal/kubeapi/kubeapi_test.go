@@ -74,7 +74,7 @@ func TestCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	file(t, dir, "token", "second") // the kubelet rotated it
-	if err := c.Patch(t.Context(), Nodes.Named("n1").Sub("status"), StrategicMerge, map[string]string{}, false, nil); err != nil {
+	if err := c.Patch(t.Context(), Nodes.Named("n1").Sub("status"), StrategicMerge, map[string]string{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
@@ -90,7 +90,7 @@ func TestInCluster(t *testing.T) {
 	dir := t.TempDir()
 	environment := map[string]string{}
 	get := func(name string) string { return environment[name] }
-	if _, err := inCluster(get, dir); !errors.Is(err, ErrNoCluster) {
+	if _, err := inCluster(get, dir); !errors.Is(err, errNoCluster) {
 		t.Errorf("outside of a Pod: %v", err)
 	}
 	environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"] = "fd00::1", "443"
@@ -371,7 +371,7 @@ func TestFollowARealServer(t *testing.T) {
 	one.sees(t, "x=1")
 	k.Kubectl(t, "", "-n", "kube-system", "create", "configmap", "y", "--from-literal=a=2")
 	began := time.Now()
-	if err := c.Patch(t.Context(), ConfigMaps.In("kube-system").Named("x"), MergePatch, json.RawMessage(`{"data":{"a":"3"}}`), false, nil); err != nil {
+	if err := c.Patch(t.Context(), ConfigMaps.In("kube-system").Named("x"), MergePatch, json.RawMessage(`{"data":{"a":"3"}}`), nil); err != nil {
 		t.Fatal(err)
 	}
 	one.sees(t, "x=3")

@@ -54,7 +54,7 @@ func (c *cluster) Get(_ context.Context, ref kubeapi.Ref, into any) error {
 	return json.Unmarshal(text, into)
 }
 
-func (c *cluster) Patch(_ context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch any, _ bool, _ any) error {
+func (c *cluster) Patch(_ context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch, _ any) error {
 	if f := c.conflict; f != nil && ref == secrets.In("kube-system").Named("hook") {
 		c.conflict = nil
 		f()

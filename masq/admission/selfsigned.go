@@ -38,7 +38,7 @@ const (
 // API is what is asked of the Kubernetes API.
 type API interface {
 	Get(ctx context.Context, ref kubeapi.Ref, into any) error
-	Patch(ctx context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch any, force bool, into any) error
+	Patch(ctx context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch, into any) error
 }
 
 // The kinds of the two objects.
@@ -166,7 +166,7 @@ func (s *SelfSigned) ensure(ctx context.Context, now time.Time) error {
 	}
 	if len(changes) > 0 {
 		// Merged by the webhooks' names: nothing else of them is touched.
-		if err := s.API.Patch(ctx, ref, kubeapi.StrategicMerge, map[string]any{"webhooks": changes}, false, nil); err != nil {
+		if err := s.API.Patch(ctx, ref, kubeapi.StrategicMerge, map[string]any{"webhooks": changes}, nil); err != nil {
 			return err
 		}
 		s.Log.Info("the API server trusts our CA now", "configuration", s.Name)
@@ -218,7 +218,7 @@ func (s *SelfSigned) authority(ctx context.Context, now time.Time) (secret, erro
 			made.Data.Certificates = append(made.Data.Certificates, held.Data.Certificates...)
 		}
 		made.Metadata.ResourceVersion = held.Metadata.ResourceVersion
-		err = s.API.Patch(ctx, ref, kubeapi.MergePatch, made, false, nil)
+		err = s.API.Patch(ctx, ref, kubeapi.MergePatch, made, nil)
 		if errors.Is(err, kubeapi.ErrConflict) {
 			continue // another replica was first: its CA is ours
 		}

@@ -113,7 +113,7 @@ func (r *Reporter) send(ctx context.Context, o *occurrence, now time.Time) error
 	ref := kubeapi.Events.In(eventNamespace)
 	name, err := was.name, error(kubeapi.ErrNotFound)
 	if name != "" {
-		err = r.client.Patch(ctx, ref.Named(name), kubeapi.MergePatch, map[string]any{"count": was.count, "lastTimestamp": second(was.last)}, false, nil)
+		err = r.client.Patch(ctx, ref.Named(name), kubeapi.MergePatch, map[string]any{"count": was.count, "lastTimestamp": second(was.last)}, nil)
 	}
 	if errors.Is(err, kubeapi.ErrNotFound) {
 		name = fmt.Sprintf("%s.%x%04x", r.node, now.UnixNano(), rand.N(1<<16))

@@ -279,7 +279,7 @@ func (r *Reporter) patch(ctx context.Context, want report) error {
 		"status":   map[string]any{"conditions": []Condition{c}},
 	}
 	var n Node
-	err := r.client.Patch(ctx, kubeapi.Nodes.Named(r.node).Sub("status"), kubeapi.StrategicMerge, patch, false, &n)
+	err := r.client.Patch(ctx, kubeapi.Nodes.Named(r.node).Sub("status"), kubeapi.StrategicMerge, patch, &n)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
@@ -300,7 +300,7 @@ func Withdraw(ctx context.Context, client *kubeapi.Client, node string) error {
 		"metadata": map[string]any{"annotations": annotations},
 		"status":   map[string]any{"conditions": []map[string]string{{"type": ConditionType, "$patch": "delete"}}},
 	}
-	err := client.Patch(ctx, kubeapi.Nodes.Named(node).Sub("status"), kubeapi.StrategicMerge, patch, false, nil)
+	err := client.Patch(ctx, kubeapi.Nodes.Named(node).Sub("status"), kubeapi.StrategicMerge, patch, nil)
 	if errors.Is(err, kubeapi.ErrNotFound) {
 		return nil // a Node that is gone bears nothing
 	}

@@ -106,7 +106,7 @@ func with(conditions []Condition, verdict Condition, now time.Time) []Condition 
 // API is what is asked of the Kubernetes API about one policy.
 type API interface {
 	Get(ctx context.Context, ref kubeapi.Ref, into any) error
-	Patch(ctx context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch any, force bool, into any) error
+	Patch(ctx context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch, into any) error
 }
 
 // policies are all of them.
@@ -185,7 +185,7 @@ func (r *reporter) write(ctx context.Context, name string) error {
 	err := r.api.Patch(ctx, policies.Named(name).Sub("status"), kubeapi.MergePatch, map[string]any{
 		"metadata": map[string]any{"resourceVersion": p.Metadata.ResourceVersion},
 		"status":   Status{with(p.Status.Conditions, want, now)},
-	}, false, nil)
+	}, nil)
 	if errors.Is(err, kubeapi.ErrConflict) {
 		return nil // whatever was changed, we are told of it
 	}

@@ -83,7 +83,7 @@ func (s *store) Get(_ context.Context, ref kubeapi.Ref, into any) error {
 	return json.Unmarshal(text, into)
 }
 
-func (s *store) Patch(_ context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch any, _ bool, _ any) error {
+func (s *store) Patch(_ context.Context, ref kubeapi.Ref, kind kubeapi.PatchKind, patch, _ any) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	text, _ := json.Marshal(patch)
