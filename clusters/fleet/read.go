@@ -17,11 +17,8 @@ import (
 	"sordino/masq/kube/egressnat"
 )
 
-// Where the agents are, and what they read.
-const (
-	agentLabel = "k8s-app=ip-masq-agent"
-	configKey  = "config"
-)
+// agentLabel selects the agents' Pods.
+const agentLabel = "k8s-app=ip-masq-agent"
 
 // What is read.
 var (
@@ -95,7 +92,7 @@ func (r *Reader) sources(ctx context.Context) ([]Source, error) {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("reading the %s: %w", configMap.Name, err)
 	}
-	if text, given := held.Data[configKey]; given {
+	if text, given := held.Data[kube.ConfigKey]; given {
 		configMap.Digest = configfile.Digest([]byte(text))
 	}
 	sources := []Source{configMap}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"sordino/masq/configfile"
+	"sordino/masq/kube"
 	"sordino/masq/kube/egressnat"
 )
 
@@ -51,9 +52,6 @@ type (
 )
 
 const apiVersion, kind = "admission.k8s.io/v1", "AdmissionReview"
-
-// configKey is the key of the ConfigMap that the agents read.
-const configKey = "config"
 
 // Reviewer judges requests.
 type Reviewer struct {
@@ -150,10 +148,10 @@ type configMap struct {
 // text is the configuration, wherever kubectl put it: a file that is not UTF-8
 // goes to binaryData.
 func (c configMap) text() (text string, given bool) {
-	if text, given = c.Data[configKey]; given {
+	if text, given = c.Data[kube.ConfigKey]; given {
 		return text, true
 	}
-	binary, given := c.BinaryData[configKey]
+	binary, given := c.BinaryData[kube.ConfigKey]
 	return string(binary), given
 }
 
@@ -170,15 +168,15 @@ func (r *Reviewer) configMap(req *Request) (f finding, before func() bool, err e
 	}
 	text, given := now.text()
 	if !given {
-		f.warnings = append(f.warnings, fmt.Sprintf("this ConfigMap has no key %q, so the defaults hold%s", configKey, wrongKey(now)))
+		f.warnings = append(f.warnings, fmt.Sprintf("this ConfigMap has no key %q, so the defaults hold%s", kube.ConfigKey, wrongKey(now)))
 		return f, nil, nil
 	}
-	result, err := configfile.FromSources([]configfile.Source{{Name: "data." + configKey, Text: []byte(text)}}, r.Settings)
+	result, err := configfile.FromSources([]configfile.Source{{Name: "data." + kube.ConfigKey, Text: []byte(text)}}, r.Settings)
 	if f.problems = configfile.Problems(err); err != nil && len(f.problems) == 0 {
 		return f, nil, err
 	}
-	if _, isText := now.Data[configKey]; !isText {
-		f.warnings = append(f.warnings, fmt.Sprintf("the key %q is binary data, which agents with --config-source=kube do not read; write it as text, in UTF-8", configKey))
+	if _, isText := now.Data[kube.ConfigKey]; !isText {
+		f.warnings = append(f.warnings, fmt.Sprintf("the key %q is binary data, which agents with --config-source=kube do not read; write it as text, in UTF-8", kube.ConfigKey))
 	}
 	for _, w := range result.Warnings {
 		f.warnings = append(f.warnings, w.String())
@@ -199,7 +197,7 @@ func wrongKey(c configMap) string {
 		keys = append(keys, k)
 	}
 	if len(keys) == 1 {
-		return fmt.Sprintf("; rename %q to %q (kubectl create configmap … --from-file=%s=FILE)", keys[0], configKey, configKey)
+		return fmt.Sprintf("; rename %q to %q (kubectl create configmap … --from-file=%s=FILE)", keys[0], kube.ConfigKey, kube.ConfigKey)
 	}
 	return ""
 }

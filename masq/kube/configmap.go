@@ -12,9 +12,9 @@ import (
 	"sordino/masq/configfile"
 )
 
-// key is the one key of the ConfigMap that counts, as upstream's manifest
+// ConfigKey is the one key of the ConfigMap that counts, as upstream's manifest
 // mounts it.
-const key = "config"
+const ConfigKey = "config"
 
 // configMap is a ConfigMap, with the fields that matter here.
 type configMap struct {
@@ -56,10 +56,10 @@ func (c *ConfigMap) Load() (agent.Loaded, error) {
 	var sources []configfile.Source
 	if len(all) == 0 {
 		loaded.From = "defaults (there is no " + name + ")"
-	} else if text, ok := all[0].Data[key]; ok {
-		sources = []configfile.Source{{Name: name + ", " + key, Text: []byte(text)}}
+	} else if text, ok := all[0].Data[ConfigKey]; ok {
+		sources = []configfile.Source{{Name: name + ", " + ConfigKey, Text: []byte(text)}}
 	} else {
-		loaded.From = fmt.Sprintf("defaults (%s has no key %q)", name, key)
+		loaded.From = fmt.Sprintf("defaults (%s has no key %q)", name, ConfigKey)
 		loaded.Warnings = append(loaded.Warnings, noKey(name, all[0]))
 	}
 	result, err := c.loader.FromSources(sources)
@@ -78,14 +78,14 @@ func (c *ConfigMap) Load() (agent.Loaded, error) {
 
 // noKey names the silent breaker: a ConfigMap in which nothing counts.
 func noKey(name string, c configMap) string {
-	text := fmt.Sprintf("%s has no key %q, so nothing of it takes effect", name, key)
+	text := fmt.Sprintf("%s has no key %q, so nothing of it takes effect", name, ConfigKey)
 	if keys := slices.Sorted(maps.Keys(c.Data)); len(keys) > 0 {
 		text += fmt.Sprintf("; it has %q", keys)
 	}
 	if keys := slices.Sorted(maps.Keys(c.BinaryData)); len(keys) > 0 {
 		text += fmt.Sprintf("; it has %q as binary data, which does not count", keys)
 	}
-	return text + fmt.Sprintf(`; write the settings as the text of the key: data: {%s: "…"}`, key)
+	return text + fmt.Sprintf(`; write the settings as the text of the key: data: {%s: "…"}`, ConfigKey)
 }
 
 // Problems implements Content.

@@ -3,6 +3,8 @@ package kube
 import (
 	"slices"
 	"time"
+
+	"sordino/masq/agent"
 )
 
 // What stands on a Node, for those who read it there.
@@ -12,12 +14,13 @@ const (
 	// The condition's reasons. RulesInPlace is the one of a condition that is
 	// true. While it is ConfigRejected the last good configuration is in force
 	// instead of the present one; while it is ConfigUnavailable, instead of one
-	// that the agent could not ask for.
+	// that the agent could not ask for. Those that are Events too are named as
+	// these are.
 	RulesInPlace      = "RulesInPlace"
-	ConfigRejected    = "ConfigRejected"
-	ConfigUnavailable = "ConfigUnavailable"
+	ConfigRejected    = string(agent.ConfigRejected)
+	ConfigUnavailable = string(agent.ConfigUnavailable)
 	PlanRejected      = "PlanRejected"
-	ApplyFailed       = "ApplyFailed"
+	ApplyFailed       = string(agent.ApplyFailed)
 
 	// AnnotationPrefix begins all annotations.
 	AnnotationPrefix     = "sordino.dev/masq-"
