@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -67,6 +68,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	pattern, err := regexp.Compile(*only)
 	if err != nil {
 		return err
+	}
+	if *out != "" && *only != "." {
+		return errors.New("-o writes the whole table; leave -run out")
 	}
 	b := &bench{log: stderr}
 	if b.agent, err = filepath.Abs(*agent); err != nil {
