@@ -36,7 +36,7 @@ type Driver interface {
 	Observe(ctx context.Context, e *environment.Environment) (environment.Observed, error)
 	// Prune removes every cluster whose environment's UUID is not among those
 	// given, and returns the UUIDs removed. Where clusters are shared with other
-	// servers it removes nothing: theirs are not among those given.
+	// servers it removes this server's alone: theirs are not among those given.
 	Prune(ctx context.Context, keep map[string]bool) ([]string, error)
 	// Watch calls changed with the UUID of an environment whose cluster may no
 	// longer be what it was, and with "" when all may be concerned, until the

@@ -75,7 +75,7 @@ func newFlags() *flags {
 	s := f.set
 	s.StringVar(&f.config, "config", "/etc/config/ip-masq-agent", "config `file`, or a folder whose ip-masq* files are merged")
 	s.StringVar(&f.configSource, "config-source", sourceFile, "where the configuration comes from: file, or through the Kubernetes API kube (a ConfigMap) or egress-nat-policy (EgressNATPolicies); the file is then the fallback until the API answers")
-	s.StringVar(&f.nodeName, "node-name", "", "kube: this node's `name` in the cluster; without it the variable NODE_NAME")
+	s.StringVar(&f.nodeName, "node-name", "", "kube, egress-nat-policy: this node's `name` in the cluster; without it the variable NODE_NAME")
 	s.StringVar(&f.readyFile, "ready-file", "", "`file` that is written when the rules are in the kernel for the first time; empty for none")
 	s.StringVar(&f.nodes, "node-cidrs", "", "the cluster's node `ranges`, separated by commas; always exempt")
 	s.StringVar(&f.pods, "pod-cidrs", "", "the cluster's Pod `ranges`; always exempt, and the only sources that are masqueraded")

@@ -37,7 +37,7 @@ func (w *world) gcloud(args ...string) {
 	}
 }
 
-// The last operation of a type.
+// last is the newest operation.
 func (w *world) last() operation {
 	w.t.Helper()
 	var list struct{ Operations []operation }
