@@ -31,6 +31,7 @@ import (
 	"go.uber.org/goleak"
 
 	"sordino/environment"
+	"sordino/wire/rest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -103,6 +104,28 @@ func TestRolesHoldForTheirProject(t *testing.T) {
 		}
 		if err != nil && (environment.CodeOf(err) != environment.PermissionDenied || !strings.Contains(err.Error(), "(or it might not exist)")) {
 			t.Errorf("the refusal is %v", err)
+		}
+	}
+}
+
+// Whoever has proven who they are is named with a refusal, too.
+func TestAuthorizeCalls(t *testing.T) {
+	token, hash := NewToken()
+	path := filepath.Join(t.TempDir(), "policy.yaml")
+	write(t, path, fmt.Sprintf("tokens: [{name: vera, sha256: %x, grants: [{project: p, role: viewer}]}]\n", hash))
+	log, _ := logger()
+	a, err := New(Options{File: path, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ method, token, caller, reason string }{
+		{"/s.Environments/GetEnvironment", token, "vera", "<nil>"},
+		{"/s.Environments/CreateEnvironment", token, "vera", "IAM_PERMISSION_DENIED"},
+		{"/s.Environments/GetEnvironment", "wrong", "", "ACCESS_TOKEN_INVALID"},
+	} {
+		ctx, err := a.Authorize(t.Context(), rest.Call{Method: test.method, Project: "p", Resource: "projects/p", Header: http.Header{"Authorization": {"Bearer " + test.token}}})
+		if reasonOf(err) != test.reason || Caller(ctx) != test.caller {
+			t.Errorf("%s: %v, by %q; want %+v", test.method, err, Caller(ctx), test)
 		}
 	}
 }

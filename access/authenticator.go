@@ -16,6 +16,8 @@ import (
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"go.yaml.in/yaml/v3"
+
+	"sordino/wire/rest"
 )
 
 // Authenticator tells callers by their bearer tokens.
@@ -230,6 +232,25 @@ func (a *Authenticator) Authenticate(ctx context.Context, authorization string) 
 		return a.authenticateOIDC(ctx, token, known)
 	}
 	return Principal{}, unauthenticated("ACCESS_TOKEN_INVALID", "Request had invalid authentication credentials: this server does not know the token.")
+}
+
+// callerKey is the context's key of who calls.
+type callerKey struct{}
+
+// Authorize decides who may make a call, as the API's server wants to know it.
+// The context that it returns, also with a refusal, has the [Caller].
+func (a *Authenticator) Authorize(ctx context.Context, call rest.Call) (context.Context, error) {
+	caller, err := a.Authenticate(ctx, call.Header.Get("Authorization"))
+	if err != nil {
+		return ctx, err
+	}
+	return context.WithValue(ctx, callerKey{}, caller.Name), caller.Authorize(call.Method, call.Project, call.Resource)
+}
+
+// Caller is the name of who makes the call; empty when they did not prove it.
+func Caller(ctx context.Context) string {
+	name, _ := ctx.Value(callerKey{}).(string)
+	return name
 }
 
 func (a *Authenticator) authenticateOIDC(ctx context.Context, raw string, known policy) (Principal, error) {

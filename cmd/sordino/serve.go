@@ -171,7 +171,7 @@ func newServer(ctx context.Context, o serveOptions, stderr io.Writer) (_ *server
 	s.wire, err = wire.New(wire.Options{
 		Environments: environments,
 		Agents:       &wire.Agents{Environments: environments, Clusters: driver, Effective: agentconfig.Effective},
-		Authorize:    authorize(callers),
+		Authorize:    callers.Authorize,
 		Audit:        record(s.audit),
 		Log:          s.log,
 	})
@@ -247,33 +247,17 @@ func (o *serveOptions) logger(w io.Writer) (*slog.Logger, error) {
 	return nil, fmt.Errorf("--log-format %q: write text or json", o.logFormat)
 }
 
-// callerKey is the context's key of who calls.
-type callerKey struct{}
-
-// authorize decides who may make a call.
-func authorize(callers *access.Authenticator) func(context.Context, wire.Call) (context.Context, error) {
-	return func(ctx context.Context, call wire.Call) (context.Context, error) {
-		caller, err := callers.Authenticate(ctx, call.Header.Get("Authorization"))
-		if err != nil {
-			return ctx, err
-		}
-		ctx = context.WithValue(ctx, callerKey{}, caller.Name)
-		return ctx, caller.Authorize(call.Method, call.Project, call.Resource)
-	}
-}
-
 // record writes calls that change something, or were refused, to the audit log.
 func record(audit *access.Audit) func(context.Context, wire.Call, wire.Outcome) {
 	return func(ctx context.Context, call wire.Call, o wire.Outcome) {
 		if o.Code == codes.OK && access.PermissionOf(call.Method).Role <= access.Viewer {
 			return
 		}
-		caller, _ := ctx.Value(callerKey{}).(string)
 		resource := call.Resource
 		if strings.HasPrefix(o.Target, resource) {
 			resource = o.Target // a create is called for the parent
 		}
-		audit.Record(access.Entry{Time: time.Now().UTC(), Caller: caller, Remote: call.Remote, Method: call.Method, Resource: resource,
+		audit.Record(access.Entry{Time: time.Now().UTC(), Caller: access.Caller(ctx), Remote: call.Remote, Method: call.Method, Resource: resource,
 			Code: rest.CodeName(o.Code), Reason: o.Reason, Operation: o.Operation})
 	}
 }

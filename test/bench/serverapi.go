@@ -133,13 +133,7 @@ func serveHere(dir string) (_ *caller, end func() error, err error) {
 			Store: s, Networks: networks.Default(), Images: image.Default(), CheckAgentConfig: agentconfig.Check,
 			Wake: reconciler.Wake, Now: time.Now, NewID: uuid.NewString,
 		}),
-		Authorize: func(ctx context.Context, call wire.Call) (context.Context, error) {
-			caller, err := callers.Authenticate(ctx, call.Header.Get("Authorization"))
-			if err != nil {
-				return ctx, err
-			}
-			return ctx, caller.Authorize(call.Method, call.Project, call.Resource)
-		},
+		Authorize: callers.Authorize,
 		Audit: func(_ context.Context, call wire.Call, outcome wire.Outcome) {
 			audit.Record(access.Entry{Time: time.Now().UTC(), Remote: call.Remote, Method: call.Method, Resource: call.Resource, Code: outcome.Code.String()})
 		},
