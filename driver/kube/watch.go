@@ -32,8 +32,8 @@ const (
 )
 
 // Watch implements [reconcile.Driver]. Of a cluster without a claim only the
-// claim is watched. One that does not answer is tried again and again; when it
-// does, its environment is looked at.
+// claim is watched. One that does not answer is tried again and again; its
+// environment is looked at when that begins, and when it ends.
 func (d *Driver) Watch(ctx context.Context, changed func(uuid string)) error {
 	var running sync.WaitGroup
 	for _, declared := range d.Clusters.All() {
@@ -176,18 +176,18 @@ func text(value any) string {
 }
 
 // listen tells of every object of a selection and of its changes until the
-// context ends. When the cluster could not be listened to for a while, and can
-// again, back is called: what is gone meanwhile is not told otherwise.
-func (d *Driver) listen(ctx context.Context, declared *clusters.Cluster, s selection, each func(o *unstructured.Unstructured, gone bool), back func()) {
+// context ends. When the cluster cannot be listened to, and when it can again,
+// look is called: what is gone meanwhile is not told otherwise.
+func (d *Driver) listen(ctx context.Context, declared *clusters.Cluster, s selection, each func(o *unstructured.Unstructured, gone bool), look func()) {
 	retry := firstRetry
-	lost := false
+	lost, away := false, false
 	for ctx.Err() == nil {
 		c, err := open(declared)
 		if err == nil {
 			err = c.stream(ctx, s, func() {
-				if retry = firstRetry; lost {
+				if retry, away = firstRetry, false; lost {
 					lost = false
-					back()
+					look()
 				}
 			}, each)
 		}
@@ -198,14 +198,15 @@ func (d *Driver) listen(ctx context.Context, declared *clusters.Cluster, s selec
 			lost = true
 			continue
 		}
-		if !lost {
+		if !away {
 			level := slog.LevelDebug // the reconciler warns of an environment that cannot be seen
 			if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
 				level = slog.LevelWarn
 			}
 			d.Log.Log(ctx, level, "a cluster cannot be listened to; it is tried again", "cluster", declared.Name, "what", s.resource.Resource, "error", err)
+			look()
 		}
-		lost = true
+		lost, away = true, true
 		t := time.NewTimer(retry)
 		select {
 		case <-t.C:
