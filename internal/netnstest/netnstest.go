@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"sordino/internal/netns"
@@ -49,10 +50,17 @@ func missing(tb testing.TB, format string, args ...any) {
 	tb.Skipf(format, args...)
 }
 
+// lastPort is where a free port was looked for last, from a random beginning:
+// in other processes of the same network others are tried.
+var lastPort atomic.Uint32
+
+func init() { lastPort.Store(rand.Uint32()) }
+
 // FreePorts are ports of 127.0.0.1 that nobody listens on, for programs that are
-// to have the same one from start to start. The kernel gives none of them to a
-// connection meanwhile, as it does with those that it finds for a listener: a
-// client that asks a server that is away may even be connected to itself.
+// to have the same one from start to start; a test that runs beside this one is
+// given others. The kernel gives none of them to a connection meanwhile, as it
+// does with those that it finds for a listener: a client that asks a server that
+// is away may even be connected to itself.
 func FreePorts(n int) ([]int, error) {
 	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
@@ -65,7 +73,7 @@ func FreePorts(n int) ([]int, error) {
 	}
 	var ports []int
 	for range 1000 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(above-first)))
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+int(lastPort.Add(1)%uint32(above-first))))
 		if err != nil {
 			continue
 		}
