@@ -105,6 +105,16 @@ func (o Operation) Succeeded() (n int) {
 	return n
 }
 
+// Detail is what a step says of its outcome.
+func (o Operation) Detail(step string) string {
+	for _, s := range o.Metadata.Steps {
+		if s.Name == step {
+			return s.Detail
+		}
+	}
+	return ""
+}
+
 // Operation is what has come of one so far.
 func (c *Client) Operation(ctx context.Context, name string) (o Operation, err error) {
 	err = c.Call(ctx, "GET", "/v1/"+name, "", &o)

@@ -21,7 +21,6 @@ package testserver
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,11 +28,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
 
+	"sordino/internal/netnstest"
 	"sordino/internal/testprogram"
 	"sordino/internal/testwait"
 	"sordino/lab/host"
@@ -81,7 +80,12 @@ exec "$1" lab down --data "$2"
 
 // New is a server that does not run yet. Whoever makes it closes it.
 func New(o Options) (*Server, error) {
-	s := &Server{Client: NewClient("", ""), Program: o.Program, Data: o.Data, Log: &testwait.Log{}, args: o.Args}
+	ports, err := netnstest.FreePorts(1)
+	if err != nil {
+		return nil, err
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", ports[0])
+	s := &Server{Client: NewClient("http://"+address, ""), Program: o.Program, Data: o.Data, Address: address, Log: &testwait.Log{}, args: o.Args}
 	if s.Program == "" {
 		dir, err := testprogram.Built()
 		if err != nil {
@@ -92,19 +96,15 @@ func New(o Options) (*Server, error) {
 	s.keeper = exec.Command("sh", "-c", keep, "sh", s.Program, s.Data)
 	s.keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for the test
 	s.keeper.Stdout, s.keeper.Stderr = &s.keeperSays, &s.keeperSays
-	var err error
 	if s.keeperHas, err = s.keeper.StdinPipe(); err != nil {
 		return nil, err
 	}
 	return s, s.keeper.Start()
 }
 
-var servingLine = regexp.MustCompile(` msg=serving address=(\S+)`)
-
-// Run starts the server and waits until it serves. The first run takes a free
-// port, and every further one the same.
+// Run starts the server and waits until it serves.
 func (s *Server) Run(ctx context.Context) error {
-	cmd := exec.Command(s.Program, append([]string{"serve", "--data", s.Data, "--listen", cmp.Or(s.Address, "127.0.0.1:0")}, s.args...)...)
+	cmd := exec.Command(s.Program, append([]string{"serve", "--data", s.Data, "--listen", s.Address}, s.args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	output, err := cmd.StderrPipe()
 	if err != nil {
@@ -114,7 +114,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	serving, exited := make(chan string, 1), make(chan struct{})
+	serving, exited := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(exited)
 		var line string
@@ -122,8 +122,8 @@ func (s *Server) Run(ctx context.Context) error {
 		for lines := bufio.NewReader(output); err == nil; {
 			line, err = lines.ReadString('\n')
 			_, _ = io.WriteString(s.Log, line)
-			if found := servingLine.FindStringSubmatch(line); found != nil {
-				serving <- found[1]
+			if strings.Contains(line, " msg=serving ") {
+				serving <- struct{}{}
 			}
 		}
 		_ = cmd.Wait()
@@ -132,8 +132,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.tell()
 	var token []byte
 	select {
-	case s.Address = <-serving:
-		s.URL = "http://" + s.Address
+	case <-serving:
 		if token, err = os.ReadFile(filepath.Join(s.Data, "token")); err == nil {
 			s.Token = strings.TrimSpace(string(token))
 			return nil

@@ -19,7 +19,7 @@ serve)
 	[ ! -e "$3/broken" ] || { echo "it is broken" >&2; exit 3; }
 	echo "$5" >>"$3/listen"
 	echo secret >"$3/token"
-	echo 'level=INFO msg=serving address=127.0.0.1:7' >&2
+	echo "level=INFO msg=serving address=$5" >&2
 	exec sleep 600 ;;
 lab) echo "$@" >>"$4/lab" ;;
 esac
@@ -51,7 +51,7 @@ func TestRuns(t *testing.T) {
 		if err := s.Run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if s.URL != "http://127.0.0.1:7" || s.Token != "secret" || s.PID() == 0 {
+		if s.URL != "http://"+s.Address || s.Token != "secret" || s.PID() == 0 {
 			t.Errorf("%q, %q, process %d", s.URL, s.Token, s.PID())
 		}
 		s.Kill()
@@ -59,7 +59,7 @@ func TestRuns(t *testing.T) {
 			t.Error("it still runs")
 		}
 	}
-	if got := read("listen"); got != "127.0.0.1:0\n127.0.0.1:7\n" {
+	if got := read("listen"); got != strings.Repeat(s.Address+"\n", 2) {
 		t.Errorf("it was to listen on %q", got)
 	}
 	if err := s.Run(t.Context()); err != nil {

@@ -48,9 +48,11 @@ func TestGcloud(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			s := &script{server: start(env.T().(testing.TB)), place: map[string]string{}, uuid: map[string]string{}}
 			env.Values[scriptKey{}] = s
-			for name, value := range s.env("gcloud") {
-				env.Setenv(name, value)
+			vars, err := s.Env(s.tb.Context(), "gcloud")
+			if err != nil {
+				return err
 			}
+			env.Vars = append(env.Vars, vars...)
 			env.Setenv("CLOUDSDK_CONFIG", filepath.Join(env.WorkDir, ".gcloud")) // no account, nobody's settings
 			env.Setenv("CLOUDSDK_CORE_DISABLE_PROMPTS", "1")                     // as in a script
 			env.Setenv("VIEWER_TOKEN_FILE", s.viewerFile)
@@ -68,11 +70,11 @@ func TestGcloud(t *testing.T) {
 			},
 			"freeze": func(ts *testscript.TestScript, neg bool, args []string) {
 				plain(ts, neg, args, 0, "freeze")
-				here(ts).freeze()
+				ts.Check(here(ts).Freeze(here(ts).tb.Context()))
 			},
 			"thaw": func(ts *testscript.TestScript, neg bool, args []string) {
 				plain(ts, neg, args, 0, "thaw")
-				here(ts).thaw()
+				ts.Check(here(ts).Thaw())
 			},
 			"show": show,
 			"api":  api,
@@ -109,10 +111,10 @@ func testGcloudTLS(t *testing.T) {
 	}
 	s := start(t, "--tls-cert", certFile, "--tls-key", keyFile)
 	cmd := exec.CommandContext(t.Context(), "gcloud", "composer", "environments", "list", "--locations", "us-central1")
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "CLOUDSDK_CONFIG=" + filepath.Join(dir, "gcloud")}
-	for name, value := range s.env("gcloud", "--tls-cert", certFile) {
-		cmd.Env = append(cmd.Env, name+"="+value)
+	if cmd.Env, err = s.Env(t.Context(), "gcloud", "--tls-cert", certFile); err != nil {
+		t.Fatal(err)
 	}
+	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH"), "HOME="+dir, "CLOUDSDK_CONFIG="+filepath.Join(dir, "gcloud"))
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Listed 0 items.") {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -159,7 +161,7 @@ func (s *script) stable(text string) string {
 	text = progressForm.ReplaceAllString(text, "...$1.")
 	text = ruleForm.ReplaceAllString(text, "─") // a column is as wide as a time is long
 	text = gapForm.ReplaceAllString(text, "│")
-	return strings.NewReplacer(s.addr, "HOST:PORT", s.dir, "DATA").Replace(text)
+	return strings.NewReplacer(s.Address, "HOST:PORT", s.Data, "DATA").Replace(text)
 }
 
 // real puts UUIDs back.

@@ -38,7 +38,7 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // authorized is an HTTP client with the owner's token.
 func (s *server) authorized() *http.Client {
-	return &http.Client{Transport: bearer{s.token, s.client.Transport}, Timeout: time.Minute}
+	return &http.Client{Transport: bearer{s.Token, s.HTTP.Transport}, Timeout: time.Minute}
 }
 
 // perRPC is the same for gRPC.
@@ -51,7 +51,7 @@ func (perRPC) RequireTransportSecurity() bool { return false }
 
 func (s *server) dial() *grpc.ClientConn {
 	s.tb.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(perRPC(s.token)))
+	conn, err := grpc.NewClient("passthrough:///"+s.Address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(perRPC(s.Token)))
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestGoClient(t *testing.T) {
 				environments, err = service.NewEnvironmentsClient(ctx, conn)
 				images, imagesErr = service.NewImageVersionsClient(ctx, conn)
 			} else {
-				o := []option.ClientOption{option.WithEndpoint(s.url), option.WithHTTPClient(s.authorized())}
+				o := []option.ClientOption{option.WithEndpoint(s.URL), option.WithHTTPClient(s.authorized())}
 				environments, err = service.NewEnvironmentsRESTClient(ctx, o...)
 				images, imagesErr = service.NewImageVersionsRESTClient(ctx, o...)
 			}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sordino/internal/testserver"
 )
 
 const environmentsPath = "/v1/" + location + "/environments"
@@ -88,10 +90,10 @@ func TestHTTPVersions(t *testing.T) {
 	h2c := &http.Transport{Protocols: new(http.Protocols)}
 	h2c.Protocols.SetUnencryptedHTTP2(true)
 	t.Cleanup(h2c.CloseIdleConnections)
-	for major, client := range map[int]*http.Client{1: s.client, 2: {Transport: h2c}} {
-		a := s.doWith(client, "GET", environmentsPath, "")
-		if a.StatusCode != 200 || a.ProtoMajor != major {
-			t.Errorf("%s: %s %s", a.Proto, a.Status, a.body)
+	for major, client := range map[int]*http.Client{1: s.HTTP, 2: {Transport: h2c}} {
+		response, body, err := (&testserver.Client{URL: s.URL, Token: s.Token, HTTP: client}).Do(t.Context(), "GET", environmentsPath, "")
+		if err != nil || response.StatusCode != 200 || response.ProtoMajor != major {
+			t.Errorf("HTTP/%d: %v, %s, %v", major, response, body, err)
 		}
 	}
 }

@@ -10,26 +10,22 @@
 package clients
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"sordino/internal/testprogram"
+	"sordino/internal/testserver"
 	"sordino/internal/testwait"
-	"sordino/lab/host"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,32 +38,10 @@ const (
 
 // server is a running "sordino serve".
 type server struct {
-	tb   testing.TB
-	bin  string // the folder of the programs
-	dir  string // --data
-	addr string // host:port
-	url  string
-	// token is the owner's; viewerFile holds the token of somebody who may only
-	// look.
-	token, viewerFile string
-	client            *http.Client // without the token
-
-	cmd    *exec.Cmd
-	log    testwait.Log
-	keeper io.WriteCloser
-	frozen int // the lab's host, while it is stopped
+	tb testing.TB
+	*testserver.Test
+	viewerFile string // has the token of somebody who may only look
 }
-
-// keep takes everything down when its input ends, also when that is because
-// the test was killed: the lab outlives its server. Every line of input is the
-// process numbers of the server and of a stopped host, 0 for none.
-const keep = `
-server=0 frozen=0
-while read -r s f; do server=$s frozen=$f; done
-[ "$frozen" = 0 ] || kill -CONT "$frozen"
-[ "$server" = 0 ] || kill -TERM "$server"
-exec "$1" lab down --data "$2"
-`
 
 // start starts a server that is taken down when the test ends. More flags are
 // for "serve".
@@ -77,166 +51,40 @@ func start(tb testing.TB, flags ...string) *server {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	program := filepath.Join(bin, "sordino")
 	// A test's own folder may have a name too long for a socket in it.
 	dir, err := os.MkdirTemp("", "sordino-")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &server{tb: tb, bin: bin, dir: dir, viewerFile: filepath.Join(dir, "viewer")}
 	tb.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
 			tb.Error(err)
 		}
 	})
-
 	var token, policy bytes.Buffer
-	makeToken := exec.Command(program, "token", "--name", "viewer", "--project", project, "--role", "viewer")
+	makeToken := exec.Command(filepath.Join(bin, "sordino"), "token", "--name", "viewer", "--project", project, "--role", "viewer")
 	makeToken.Stdout, makeToken.Stderr = &token, &policy
-	policyFile := filepath.Join(dir, "policy.yaml")
 	if err := makeToken.Run(); err != nil {
 		tb.Fatalf("%v: %s", err, &policy)
 	}
-	for name, text := range map[string][]byte{s.viewerFile: token.Bytes(), policyFile: policy.Bytes()} {
+	viewerFile, policyFile := filepath.Join(dir, "viewer"), filepath.Join(dir, "policy.yaml")
+	for name, text := range map[string][]byte{viewerFile: token.Bytes(), policyFile: policy.Bytes()} {
 		if err := os.WriteFile(name, text, 0o600); err != nil {
 			tb.Fatal(err)
 		}
 	}
-
-	keeper := exec.Command("sh", "-c", keep, "sh", program, dir)
-	keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	keeperLog := &testwait.Log{}
-	keeper.Stdout, keeper.Stderr = keeperLog, keeperLog
-	if s.keeper, err = keeper.StdinPipe(); err != nil {
-		tb.Fatal(err)
-	}
-	if err := keeper.Start(); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		_ = s.keeper.Close()
-		if err := keeper.Wait(); err != nil {
-			tb.Errorf("taking the lab down: %v: %s", err, keeperLog)
+	s := &server{tb: tb, viewerFile: viewerFile}
+	tb.Cleanup(func() { // when the server has ended
+		if tb.Failed() {
+			return
 		}
-	})
-
-	s.cmd = exec.Command(program, append([]string{"serve", "--data", dir, "--listen", "127.0.0.1:0", "--log-format", "json",
-		"--networks", filepath.Join("testdata", "networks.yaml"), "--policy", policyFile}, flags...)...)
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	reader, writer := io.Pipe()
-	s.cmd.Stdout, s.cmd.Stderr = writer, writer
-	serving := make(chan string, 1)
-	var reading sync.WaitGroup
-	reading.Go(func() {
-		for lines := bufio.NewScanner(reader); lines.Scan(); {
-			fmt.Fprintf(&s.log, "%s\n", lines.Bytes())
-			var line struct{ Msg, Address string }
-			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
-				serving <- line.Address
-			}
-		}
-		_, _ = io.Copy(io.Discard, reader)
-	})
-	if err := s.cmd.Start(); err != nil {
-		tb.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() {
-		ended <- s.cmd.Wait()
-		_ = writer.Close()
-	}()
-	s.tell()
-	tb.Cleanup(func() {
-		s.thaw()
-		_ = s.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case err := <-ended:
-			if err != nil {
-				tb.Errorf("the server ended with %v", err)
-			}
-		case <-time.After(time.Minute):
-			tb.Error("the server does not end when asked to")
-			_ = s.cmd.Process.Kill()
-			<-ended
-		}
-		reading.Wait()
-		fmt.Fprintln(s.keeper, 0, 0)
-		if log := s.log.String(); tb.Failed() {
-			tb.Logf("the server's log:\n%s", log)
-		} else if strings.Contains(log, `"level":"ERROR"`) && !strings.Contains(log, `"the operation failed"`) {
+		if log := s.Log.String(); strings.Contains(log, " level=ERROR ") && !strings.Contains(log, `"the operation failed"`) {
 			tb.Errorf("the server met errors:\n%s", log)
 		}
 	})
-	select {
-	case s.addr = <-serving:
-	case err := <-ended:
-		ended <- err
-		tb.Fatalf("the server ended with %v", err)
-	case <-time.After(time.Minute):
-		tb.Fatal("the server does not serve")
-	}
-	s.url = "http://" + s.addr
-	text, err := os.ReadFile(filepath.Join(dir, "token"))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s.token = strings.TrimSpace(string(text))
-	transport := &http.Transport{}
-	s.client = &http.Client{Transport: transport, Timeout: time.Minute}
-	tb.Cleanup(transport.CloseIdleConnections)
+	s.Test = testserver.Start(tb, testserver.Options{Data: dir, Args: append([]string{
+		"--networks", filepath.Join("testdata", "networks.yaml"), "--policy", policyFile}, flags...)})
 	return s
-}
-
-// tell says to the keeper what there is to end.
-func (s *server) tell() { fmt.Fprintln(s.keeper, s.cmd.Process.Pid, s.frozen) }
-
-// freeze stops the lab's host: an operation that needs it runs until thaw.
-func (s *server) freeze() {
-	s.tb.Helper()
-	client, err := host.Dial(s.tb.Context(), s.dir)
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	hello, err := client.Hello(s.tb.Context())
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	s.frozen = hello.PID
-	s.tell()
-	if err := syscall.Kill(s.frozen, syscall.SIGSTOP); err != nil {
-		s.tb.Fatal(err)
-	}
-}
-
-func (s *server) thaw() {
-	if s.frozen == 0 {
-		return
-	}
-	if err := syscall.Kill(s.frozen, syscall.SIGCONT); err != nil {
-		s.tb.Error(err)
-	}
-	s.frozen = 0
-	s.tell()
-}
-
-// env is what "sordino env CLIENT" sets, as a shell sees it that evaluates the
-// output.
-func (s *server) env(client string, flags ...string) map[string]string {
-	s.tb.Helper()
-	cmd := exec.Command("sh", append([]string{"-c", `eval "$("$@")" && exec env -0`, "sh",
-		filepath.Join(s.bin, "sordino"), "env", client, "--data", s.dir, "--listen", s.addr}, flags...)...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
-	out, err := cmd.Output()
-	if err != nil {
-		s.tb.Fatalf("%v: %s", err, out)
-	}
-	vars := map[string]string{}
-	for _, line := range strings.Split(string(out), "\x00") {
-		if name, value, ok := strings.Cut(line, "="); ok && name != "PATH" && name != "PWD" && name != "_" && name != "SHLVL" {
-			vars[name] = value
-		}
-	}
-	return vars
 }
 
 // answer is an HTTP answer.
@@ -248,33 +96,10 @@ type answer struct {
 
 // do sends a request as curl would; the path stays as it is written. The
 // owner's token goes with it unless a header says otherwise.
-func (s *server) do(method, path, body string, header ...string) answer {
+func (s *server) do(method, path, body string, header ...string) (a answer) {
 	s.tb.Helper()
-	return s.doWith(s.client, method, path, body, header...)
-}
-
-func (s *server) doWith(client *http.Client, method, path, body string, header ...string) answer {
-	s.tb.Helper()
-	r, err := http.NewRequestWithContext(s.tb.Context(), method, s.url, strings.NewReader(body))
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	path, query, _ := strings.Cut(path, "?")
-	r.URL.Opaque, r.URL.RawQuery = "//"+s.addr+path, query
-	r.Header.Set("Authorization", "Bearer "+s.token)
-	if body != "" {
-		r.Header.Set("Content-Type", "application/json")
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	response, err := client.Do(r)
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	defer response.Body.Close()
-	a := answer{Response: response}
-	if a.body, err = io.ReadAll(response.Body); err != nil {
+	var err error
+	if a.Response, a.body, err = s.Do(s.tb.Context(), method, path, body, header...); err != nil {
 		s.tb.Fatal(err)
 	}
 	_ = json.Unmarshal(a.body, &a.json) // nil where it is no object

@@ -96,7 +96,7 @@ func (p *provider) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 		}
 	}
-	response, err := bearer{p.token, p.client.Transport}.RoundTrip(r)
+	response, err := bearer{p.Token, p.HTTP.Transport}.RoundTrip(r)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func (p *provider) replay(s step) {
 	p.step, p.compared = s, false
 	prefix, _, _ := strings.Cut(s.Path, "/projects/")
 	prefix, version := prefix[:strings.LastIndex(prefix, "/")], prefix[strings.LastIndex(prefix, "/")+1:]
-	o := []option.ClientOption{option.WithEndpoint(p.url + prefix + "/"), option.WithHTTPClient(&http.Client{Transport: p, Timeout: time.Minute})}
+	o := []option.ClientOption{option.WithEndpoint(p.URL + prefix + "/"), option.WithHTTPClient(&http.Client{Transport: p, Timeout: time.Minute})}
 	name := strings.TrimPrefix(s.Path, prefix+"/"+version+"/")
 	query, err := url.ParseQuery(s.Query)
 	if err != nil {

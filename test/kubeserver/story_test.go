@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"sordino/internal/kubetest"
-	"sordino/internal/testprogram"
+	"sordino/internal/testserver"
 )
 
 // The outside service is in 10.90.0.0/24.
@@ -25,25 +25,19 @@ const (
 // gcloud runs the real one against the server.
 func (w *world) gcloud(args ...string) {
 	w.t.Helper()
-	binaries, err := testprogram.Built()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	cmd := exec.CommandContext(w.t.Context(), "sh", append([]string{"-c", `eval "$("$1" env gcloud --data "$2" --listen "$3" --project p)" && shift 3 && exec gcloud "$@"`, "sh",
-		filepath.Join(binaries, "sordino"), filepath.Join(w.dir, "data"), w.address}, args...)...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.dir, "CLOUDSDK_CONFIG=" + filepath.Join(w.dir, "gcloud"), "CLOUDSDK_CORE_DISABLE_PROMPTS=1"}
+	cmd := w.client("gcloud", args...)
+	home := w.t.TempDir()
+	cmd.Env = append(cmd.Env, "HOME="+home, "CLOUDSDK_CONFIG="+filepath.Join(home, "gcloud"), "CLOUDSDK_CORE_DISABLE_PROMPTS=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		w.t.Fatalf("gcloud %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
 
 // last is the newest operation.
-func (w *world) last() operation {
+func (w *world) last() testserver.Operation {
 	w.t.Helper()
-	var list struct{ Operations []operation }
-	if err := w.get("v1beta1/"+location+"/operations", &list); err != nil {
-		w.t.Fatal(err)
-	}
+	var list struct{ Operations []testserver.Operation }
+	w.Get("/v1beta1/"+location+"/operations", &list)
 	last := list.Operations[0]
 	for _, o := range list.Operations {
 		if o.Metadata.CreateTime.After(last.Metadata.CreateTime) {
@@ -54,7 +48,7 @@ func (w *world) last() operation {
 }
 
 // steps logs how long each took.
-func (w *world) steps(what string, o operation) {
+func (w *world) steps(what string, o testserver.Operation) {
 	var parts []string
 	for _, s := range o.Metadata.Steps {
 		parts = append(parts, fmt.Sprintf("%s %v (%s)", s.Name, s.EndTime.Sub(s.StartTime).Round(time.Millisecond), s.Detail))
@@ -66,16 +60,15 @@ func (w *world) steps(what string, o operation) {
 // are seen as themselves, and the agent cannot come later.
 func TestWithoutAgent(t *testing.T) {
 	w := newWorld(t)
-	w.start()
-	created := w.succeeds(w.accepted("POST", "v1beta1/"+location+"/environments",
+	created := w.Succeeds(w.Accepted("POST", "/v1beta1/"+location+"/environments",
 		fmt.Sprintf(`{"name": %q, "config": {"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true}}}}`, example)))
 	w.steps("create", created)
 	var e struct{ State string }
-	if err := w.get("v1/"+example, &e); err != nil || e.State != "RUNNING" {
-		t.Fatalf("%+v, %v", e, err)
+	if w.Get("/v1/"+example, &e); e.State != "RUNNING" {
+		t.Fatalf("%+v", e)
 	}
 	pods := strings.Fields(cluster.Kubectl(t, "", "get", "pods", "-n", "sordino", "-l", "app=airflow-worker", "-o", `jsonpath={range .items[?(@.status.phase=="Running")]}{.status.podIP}{"\n"}{end}`))
-	proof := created.detail("prove it with a packet")
+	proof := created.Detail("prove it with a packet")
 	if len(pods) != len(cluster.Nodes) || strings.Count(proof, " was seen as ") != len(pods) {
 		t.Errorf("the workers have %v, and the proof is %q", pods, proof)
 	}
@@ -91,17 +84,17 @@ func TestWithoutAgent(t *testing.T) {
 		t.Errorf("there should be workers alone:\n%s", all)
 	}
 	for _, refused := range []struct{ method, path, body, reason string }{
-		{"PATCH", "v1beta1/" + example + "?updateMask=config.nodeConfig.enableIpMasqAgent", `{"config": {"nodeConfig": {"enableIpMasqAgent": true}}}`, "FIELD_IMMUTABLE"},
-		{"PATCH", "v1/" + example + "/masqAgent", fmt.Sprintf(`{"config": %q}`, masked), "MASQ_AGENT_NOT_ENABLED"},
+		{"PATCH", "/v1beta1/" + example + "?updateMask=config.nodeConfig.enableIpMasqAgent", `{"config": {"nodeConfig": {"enableIpMasqAgent": true}}}`, "FIELD_IMMUTABLE"},
+		{"PATCH", "/v1/" + example + "/masqAgent", fmt.Sprintf(`{"config": %q}`, masked), "MASQ_AGENT_NOT_ENABLED"},
 	} {
-		code, answer, err := w.call(refused.method, refused.path, refused.body)
-		if text := fmt.Sprint(answer); err != nil || code != 400 || !strings.Contains(text, refused.reason) || !strings.Contains(text, "cannot be enabled for an existing environment") {
-			t.Errorf("%s %s: %d %s (%v)", refused.method, refused.path, code, text, err)
+		response, answer, err := w.Do(t.Context(), refused.method, refused.path, refused.body)
+		if text := string(answer); err != nil || response.StatusCode != 400 || !strings.Contains(text, refused.reason) || !strings.Contains(text, "cannot be enabled for an existing environment") {
+			t.Errorf("%s %s: %s (%v)", refused.method, refused.path, text, err)
 		}
 	}
-	deleted := w.succeeds(w.accepted("DELETE", "v1beta1/"+example, ""))
+	deleted := w.Succeeds(w.Accepted("DELETE", "/v1beta1/"+example, ""))
 	w.steps("delete", deleted)
-	if rules := deleted.detail("take the rules away"); rules != "there is none" {
+	if rules := deleted.Detail("take the rules away"); rules != "there is none" {
 		t.Errorf("the rules of no agent: %q", rules)
 	}
 	w.free()
@@ -111,7 +104,6 @@ func TestWithoutAgent(t *testing.T) {
 // between everything happens to it that happens to clusters.
 func TestStory(t *testing.T) {
 	w := newWorld(t)
-	w.start()
 	if _, err := exec.LookPath("gcloud"); err == nil {
 		w.gcloud("composer", "environments", "create", "example-environment", "--location", "us-central1",
 			"--image-version", "composer-1.20.12-airflow-1.10.15", "--enable-ip-alias", "--enable-ip-masq-agent")
@@ -119,13 +111,13 @@ func TestStory(t *testing.T) {
 		t.Fatal(err)
 	} else {
 		t.Log("gcloud is not installed here: the environment is made by HTTP")
-		w.succeeds(w.create())
+		w.Succeeds(w.create())
 	}
 	created := w.last()
 	w.steps("create", created)
 	var e struct{ State, UUID string }
-	if err := w.get("v1/"+example, &e); err != nil || e.State != "RUNNING" {
-		t.Fatalf("%+v, %v", e, err)
+	if w.Get("/v1/"+example, &e); e.State != "RUNNING" {
+		t.Fatalf("%+v", e)
 	}
 	m := w.inForce(3)
 	// The defaults exempt 10.0.0.0/8, and so the service.
@@ -137,7 +129,7 @@ func TestStory(t *testing.T) {
 	}
 
 	// Another configuration, and back.
-	configured := w.succeeds(w.configure(exempt))
+	configured := w.Succeeds(w.configure(exempt))
 	w.steps("configure", configured)
 	if m = w.inForce(3); !strings.Contains(m.Proof, "kept its own address towards 10.90.0.100") {
 		t.Errorf("exempt: %q", m.Proof)
@@ -146,7 +138,7 @@ func TestStory(t *testing.T) {
 	if err != nil || strings.Count(out, "exempt") < 3 || !strings.Contains(out, "10.90.0.0/24") {
 		t.Errorf("explain: %v\n%s", err, out)
 	}
-	w.succeeds(w.configure(masked))
+	w.Succeeds(w.configure(masked))
 	if m = w.inForce(3); !strings.Contains(m.Proof, "was seen as 10.89.0.1") || !strings.HasSuffix(m.Proof, "by 10.90.0.100; the Pods of 2 other nodes likewise") {
 		t.Errorf("masked: %q", m.Proof)
 	}
@@ -177,7 +169,7 @@ func TestStory(t *testing.T) {
 		return err
 	})
 	w.inForce(3)
-	if !strings.Contains(w.log.String(), "kubectl-patch has set .data.config") {
+	if !strings.Contains(w.Log.String(), "kubectl-patch has set .data.config") {
 		t.Error("the log does not say who changed the ConfigMap")
 	}
 
@@ -192,13 +184,13 @@ func TestStory(t *testing.T) {
 	// The API server is away, and back; meanwhile the environment stays.
 	cluster.StopAPI()
 	w.eventually(func() error {
-		if !strings.Contains(w.log.String(), "the environment cannot be seen") {
+		if !strings.Contains(w.Log.String(), "the environment cannot be seen") {
 			return errors.New("nobody noticed that the API server is away")
 		}
 		return nil
 	})
-	if err := w.get("v1/"+example, &e); err != nil || e.State != "RUNNING" {
-		t.Errorf("while the cluster is away: %+v, %v", e, err)
+	if w.Get("/v1/"+example, &e); e.State != "RUNNING" {
+		t.Errorf("while the cluster is away: %+v", e)
 	}
 	if err := cluster.StartAPI(t.Context()); err != nil {
 		t.Fatal(err)
@@ -213,11 +205,11 @@ func TestStory(t *testing.T) {
 	if _, err := exec.LookPath("gcloud"); err == nil {
 		w.gcloud("composer", "environments", "delete", "example-environment", "--location", "us-central1")
 	} else {
-		w.succeeds(w.accepted("DELETE", "v1beta1/"+example, ""))
+		w.Succeeds(w.Accepted("DELETE", "/v1beta1/"+example, ""))
 	}
 	deleted := w.last()
 	w.steps("delete", deleted)
-	if proof := deleted.detail("prove it with a packet"); !strings.Contains(proof, "was seen as itself by 10.90.0.100") {
+	if proof := deleted.Detail("prove it with a packet"); !strings.Contains(proof, "was seen as itself by 10.90.0.100") {
 		t.Errorf("the proof of the removal: %q", proof)
 	}
 	w.free()
@@ -227,10 +219,6 @@ func TestStory(t *testing.T) {
 // and the server: the command ends each time.
 func (w *world) commandsEnd() {
 	w.t.Helper()
-	binaries, err := testprogram.Built()
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	running := func(want int) {
 		w.t.Helper()
 		w.eventually(func() error {
@@ -243,9 +231,8 @@ func (w *world) commandsEnd() {
 	}
 	running(1) // the worker's first
 	for i, send := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
-		cmd := exec.Command(filepath.Join(binaries, "sordino"), "environments", "run", "example-environment", "--node", "n2", "--",
+		cmd := w.client("sordino", "environments", "run", "example-environment", "--node", "n2", "--",
 			"/sordino", "probe", "serve", "--listen", fmt.Sprintf(":%d", 7001+i))
-		cmd.Env = w.environ()
 		if err := cmd.Start(); err != nil {
 			w.t.Fatal(err)
 		}
@@ -256,49 +243,47 @@ func (w *world) commandsEnd() {
 		_ = cmd.Wait() // the status is the command's, or the signal's
 		running(1)
 	}
-	left := exec.Command(filepath.Join(binaries, "sordino"), "environments", "run", "example-environment", "--node", "n2", "--",
+	left := w.client("sordino", "environments", "run", "example-environment", "--node", "n2", "--",
 		"/sordino", "probe", "serve", "--listen", ":7010")
-	left.Env = w.environ()
 	if err := left.Start(); err != nil {
 		w.t.Fatal(err)
 	}
 	running(3)
-	w.kill()
+	w.Kill()
 	_ = left.Wait() // the server is gone
 	running(1)
-	w.start()
+	w.Restart()
 }
 
 // TestKilledAtEveryStep kills the server after every step of a create, of a
 // change and of a delete. The next start goes on.
 func TestKilledAtEveryStep(t *testing.T) {
 	w := newWorld(t)
-	w.start()
 	for _, change := range []struct {
 		what string
 		ask  func() string
 	}{
 		{"create", w.create},
 		{"configure", func() string { return w.configure(masked) }},
-		{"delete", func() string { return w.accepted("DELETE", "v1beta1/"+example, "") }},
+		{"delete", func() string { return w.Accepted("DELETE", "/v1beta1/"+example, "") }},
 	} {
 		name := change.ask()
 		for boundary := 0; ; boundary++ {
-			var o operation
+			var o testserver.Operation
 			w.eventually(func() (err error) {
-				if o, err = w.operation(name); err == nil && !o.Done && o.succeeded() < boundary {
-					err = fmt.Errorf("%s: %d of %d steps: %+v", change.what, o.succeeded(), boundary, o)
+				if o, err = w.Operation(t.Context(), name); err == nil && !o.Done && o.Succeeded() < boundary {
+					err = fmt.Errorf("%s: %d of %d steps: %+v", change.what, o.Succeeded(), boundary, o)
 				}
 				return err
 			})
 			if o.Done {
 				break
 			}
-			t.Logf("%s: killed after %d of %d steps", change.what, o.succeeded(), len(o.Metadata.Steps))
-			w.kill()
-			w.start()
+			t.Logf("%s: killed after %d of %d steps", change.what, o.Succeeded(), len(o.Metadata.Steps))
+			w.Kill()
+			w.Restart()
 		}
-		w.succeeds(name)
+		w.Succeeds(name)
 		if change.what != "delete" {
 			w.inForce(len(cluster.Nodes))
 		}
