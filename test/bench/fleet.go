@@ -345,12 +345,12 @@ func (f *simulated) read(ctx context.Context) (memory int64, err error) {
 		place.ID, f.cluster.Kubeconfig()), 0o600); err != nil {
 		return 0, err
 	}
-	s, err := startServerWith(ctx, f.bench, filepath.Join(f.bench.dir, "data"), "--clusters", file)
+	s, err := startServer(ctx, f.bench, filepath.Join(f.bench.dir, "data"), "--clusters", file)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, s.stop()) }()
-	if _, err := s.do(ctx, "POST", "/v1/"+place.String()+"/environments?validateOnly=true", clusterBody("fleet")); err != nil {
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if _, err := s.Ask(ctx, "POST", environments+"?validateOnly=true", clusterBody("fleet")); err != nil {
 		return 0, err
 	}
 	return s.memory()

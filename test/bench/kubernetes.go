@@ -75,25 +75,21 @@ func createOn(ctx context.Context, b *bench, c *kubetest.Cluster) (took []time.D
 		place.ID, c.Kubeconfig(), kubetest.NodeRange, kubetest.PodRange, kubetest.ServiceAddress, probe.Port), 0o600); err != nil {
 		return nil, err
 	}
-	s, err := startServerWith(ctx, b, filepath.Join(b.dir, "data"), "--clusters", file,
+	s, err := startServer(ctx, b, filepath.Join(b.dir, "data"), "--clusters", file,
 		"--agent-image", images.Registry+"/"+images.Agent.Name+":"+imageTag, "--sordino-image", images.Registry+"/"+images.Server.Name+":"+imageTag)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.stop()) }()
+	defer func() { err = errors.Join(err, s.Close()) }()
 	const times = 3
 	for i := range times {
 		began := time.Now()
-		operation, err := s.createAsClusterIs(ctx, exampleID(i))
-		if err == nil {
-			err = s.running(ctx, exampleID(i), operation)
-		}
-		if err != nil {
+		if err := create(ctx, s.Client, clusterBody(exampleID(i))); err != nil {
 			return nil, err
 		}
 		took = append(took, time.Since(began))
 		if i < times-1 {
-			if err := s.delete(ctx, exampleID(i)); err != nil {
+			if err := remove(ctx, s.Client, exampleID(i)); err != nil {
 				return nil, err
 			}
 		}

@@ -1,21 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
@@ -23,140 +15,48 @@ import (
 
 	"sordino/environment"
 	"sordino/environment/address"
-	"sordino/lab/host"
+	"sordino/internal/testserver"
 	"sordino/store"
 )
 
 // place is where all environments of the measurements are.
 var place = environment.Location{Project: "example-project", ID: "us-central1"}
 
-// caller asks a server over REST as a client does: one connection for each
-// call that is under way, kept for the next.
-type caller struct {
-	url, token string
-	client     *http.Client
-}
-
-func newCaller(address, token string) *caller {
-	return &caller{"http://" + address, token, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 30 * time.Second}}
-}
-
-func (c *caller) close() { c.client.CloseIdleConnections() }
-
-// do makes a call and reads its whole answer.
-func (c *caller) do(ctx context.Context, method, path, body string) ([]byte, error) {
-	var reader io.Reader
-	if body != "" {
-		reader = strings.NewReader(body)
-	}
-	r, err := http.NewRequestWithContext(ctx, method, c.url+path, reader)
-	if err != nil {
-		return nil, err
-	}
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Authorization", "Bearer "+c.token)
-	response, err := c.client.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s %s: %s\n%s", method, path, response.Status, answer)
-	}
-	return answer, err
-}
+// environments is the path of all environments of the measurements.
+var environments = "/v1/" + place.String() + "/environments"
 
 // server is the real program "sordino serve".
 type server struct {
-	*caller
-	dir    string
-	cmd    *exec.Cmd
-	output bytes.Buffer
-	exited chan struct{}
+	*testserver.Server
 	// ready is how long it took from the start of the program to its first
 	// answer to a call that needs everything: the token and the database.
 	ready time.Duration
 }
 
-// startServer starts the program, with clusters on this machine, on a data
-// folder and waits until it answers.
-func startServer(ctx context.Context, b *bench, dir string) (*server, error) {
-	return startServerWith(ctx, b, dir, "--agent-binary", b.agent)
-}
-
-// startServerWith is startServer for other kinds of clusters.
-func startServerWith(ctx context.Context, b *bench, dir string, flags ...string) (*server, error) {
-	// A port that is free now; the kernel does not give it to anybody else soon.
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+// startServer starts the program on a data folder and waits until it answers.
+// Its clusters are on this machine unless arguments of "serve" say otherwise.
+func startServer(ctx context.Context, b *bench, dir string, args ...string) (*server, error) {
+	if len(args) == 0 {
+		args = []string{"--agent-binary", b.agent}
+	}
+	s, err := testserver.New(testserver.Options{Program: b.server, Data: dir, Args: args})
 	if err != nil {
 		return nil, err
 	}
-	address := listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		return nil, err
-	}
-	s := &server{dir: dir, exited: make(chan struct{})}
-	s.cmd = exec.Command(b.server, "serve", "--data", dir, "--listen", address)
-	s.cmd.Args = append(s.cmd.Args, flags...)
-	s.cmd.Stdout, s.cmd.Stderr = &s.output, &s.output
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, who stop it
 	began := time.Now()
-	if err := s.cmd.Start(); err != nil {
-		return nil, err
+	if err = s.Run(ctx); err == nil {
+		_, err = s.Ask(ctx, "GET", environments+"?pageSize=1", "")
 	}
-	go func() { _ = s.cmd.Wait(); close(s.exited) }()
-	for {
-		token, err := os.ReadFile(filepath.Join(dir, "token"))
-		if err == nil {
-			s.caller = newCaller(address, strings.TrimSpace(string(token)))
-			_, err = s.do(ctx, "GET", "/v1/"+place.String()+"/environments?pageSize=1", "")
-			if err == nil {
-				s.ready = time.Since(began)
-				return s, nil
-			}
-		}
-		select {
-		case <-s.exited:
-			return nil, fmt.Errorf("the server ended:\n%s", s.output.String())
-		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), s.stop())
-		case <-time.After(time.Millisecond):
-		}
-		if time.Since(began) > time.Minute {
-			return nil, errors.Join(fmt.Errorf("the server does not answer: %w", err), s.stop())
-		}
+	ready := time.Since(began)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
-}
-
-// stop ends the program; what it made in the lab stays.
-func (s *server) stop() error {
-	if s.caller != nil {
-		s.close()
-	}
-	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	<-s.exited
-	if !s.cmd.ProcessState.Success() {
-		return fmt.Errorf("the server: %s\n%s", s.cmd.ProcessState, s.output.String())
-	}
-	return nil
-}
-
-// takeDown ends the program and takes everything down that it made.
-func (s *server) takeDown() error {
-	err := s.stop()
-	down := host.Down(context.Background(), s.dir)
-	if errors.Is(down, host.ErrNoHost) {
-		down = nil
-	}
-	return errors.Join(err, down)
+	return &server{s, ready}, nil
 }
 
 // memory is the most that the program has held resident so far, in bytes.
 func (s *server) memory() (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
 	if err != nil {
 		return 0, err
 	}
@@ -171,86 +71,36 @@ func (s *server) memory() (int64, error) {
 
 func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
-// create asks for an environment of three nodes with the agent. Its ranges are
-// small, so that many fit into one network.
-func (c *caller) create(ctx context.Context, id string) (operation string, err error) {
-	body := fmt.Sprintf(`{"name": "%s/environments/%s", "config": {"nodeCount": 3, "softwareConfig": {"imageVersion": "composer-1.20.12-airflow-1.10.15"},
+// exampleBody is that of an environment of three nodes with the agent. Its ranges
+// are small, so that many fit into one network.
+func exampleBody(id string) string {
+	return fmt.Sprintf(`{"name": "%s/environments/%s", "config": {"nodeCount": 3, "softwareConfig": {"imageVersion": "composer-1.20.12-airflow-1.10.15"},
 		"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true, "clusterIpv4CidrBlock": "/23", "servicesIpv4CidrBlock": "/27"}, "enableIpMasqAgent": true}}}`, place, id)
-	return c.begin(ctx, id, body)
 }
 
-// createAsClusterIs is create with the ranges and nodes that a cluster has.
-func (c *caller) createAsClusterIs(ctx context.Context, id string) (operation string, err error) {
-	return c.begin(ctx, id, clusterBody(id))
-}
-
+// clusterBody is exampleBody with the ranges and nodes that a cluster has.
 func clusterBody(id string) string {
 	return fmt.Sprintf(`{"name": "%s/environments/%s", "config": {"softwareConfig": {"imageVersion": "composer-1.20.12-airflow-1.10.15"},
 		"nodeConfig": {"ipAllocationPolicy": {"useIpAliases": true}, "enableIpMasqAgent": true}}}`, place, id)
 }
 
-func (c *caller) begin(ctx context.Context, id, body string) (operation string, err error) {
-	answer, err := c.do(ctx, "POST", "/v1/"+place.String()+"/environments", body)
-	if err != nil {
-		return "", err
-	}
-	var o struct{ Name string }
-	if err := json.Unmarshal(answer, &o); err != nil || o.Name == "" {
-		return "", fmt.Errorf("creating %s: no operation in the answer: %s", id, answer)
-	}
-	return o.Name, nil
+// create makes an environment and waits until it is RUNNING.
+func create(ctx context.Context, c *testserver.Client, body string) error {
+	return change(ctx, c, "POST", environments, body)
 }
 
-// state is an environment's.
-func (c *caller) state(ctx context.Context, id string) (string, error) {
-	answer, err := c.do(ctx, "GET", "/v1/"+place.String()+"/environments/"+id, "")
-	if err != nil {
-		return "", err
-	}
-	var e struct{ State string }
-	return e.State, json.Unmarshal(answer, &e)
+// remove deletes an environment and waits until it is gone.
+func remove(ctx context.Context, c *testserver.Client, id string) error {
+	return change(ctx, c, "DELETE", environments+"/"+id, "")
 }
 
-// running waits until an environment is RUNNING.
-func (c *caller) running(ctx context.Context, id, operation string) error {
-	deadline := time.Now().Add(2 * time.Minute)
-	for {
-		state, err := c.state(ctx, id)
-		switch {
-		case err != nil:
-			return err
-		case state == "RUNNING":
-			return nil
-		case state != "CREATING" || time.Now().After(deadline):
-			answer, err := c.do(ctx, "GET", "/v1/"+operation, "")
-			return errors.Join(fmt.Errorf("%s is %s:\n%s", id, state, answer), err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
-}
-
-// delete deletes an environment and waits until it is gone.
-func (c *caller) delete(ctx context.Context, id string) error {
-	if _, err := c.do(ctx, "DELETE", "/v1/"+place.String()+"/environments/"+id, ""); err != nil {
+func change(ctx context.Context, c *testserver.Client, method, path, body string) error {
+	var o testserver.Operation
+	if err := c.Call(ctx, method, path, body, &o); err != nil {
 		return err
 	}
-	for {
-		if _, err := c.state(ctx, id); err != nil {
-			if strings.Contains(err.Error(), "404 ") {
-				return nil
-			}
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
+	_, err := c.Wait(ctx, o.Name)
+	return err
 }
 
 // stored are how many environments are there for the measurements of size.
@@ -326,11 +176,8 @@ func example(i int) *environment.Environment {
 }
 
 // page gets a page of the largest size, and returns the next one's token.
-func (c *caller) page(ctx context.Context, token string) (next string, err error) {
-	answer, err := c.do(ctx, "GET", "/v1/"+place.String()+"/environments?pageSize=1000&pageToken="+token, "")
-	if err != nil {
-		return "", err
-	}
+func page(ctx context.Context, c *testserver.Client, token string) (next string, err error) {
 	var list struct{ NextPageToken string }
-	return list.NextPageToken, json.Unmarshal(answer, &list)
+	err = c.Call(ctx, "GET", environments+"?pageSize=1000&pageToken="+token, "", &list)
+	return list.NextPageToken, err
 }

@@ -22,6 +22,7 @@ import (
 	"sordino/agentconfig"
 	"sordino/environment"
 	"sordino/environment/image"
+	"sordino/internal/testserver"
 	"sordino/networks"
 	"sordino/reconcile"
 	"sordino/store"
@@ -54,7 +55,7 @@ func createAccepted(ctx context.Context, b *bench) (rows []row, err error) {
 	}
 	defer func() { err = errors.Join(err, end()) }()
 	took, err := steadily(ctx, func(i int) error {
-		_, err := c.create(ctx, exampleID(i))
+		_, err := c.Ask(ctx, "POST", environments, exampleBody(exampleID(i)))
 		return err
 	})
 	if err != nil {
@@ -111,7 +112,7 @@ func bareInserts(ctx context.Context, path string) (_ []time.Duration, err error
 }
 
 // serveHere serves the API in this process.
-func serveHere(dir string) (_ *caller, end func() error, err error) {
+func serveHere(dir string) (_ *testserver.Client, end func() error, err error) {
 	s, err := store.Open(dir)
 	if err != nil {
 		return nil, nil, err
@@ -142,16 +143,16 @@ func serveHere(dir string) (_ *caller, end func() error, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, audit.Close(), s.Close())
 	}
-	address, endHTTP, err := listenAndServe(w.HTTPServer(w))
+	url, endHTTP, err := listenAndServe(w.HTTPServer(w))
 	if err != nil {
 		return nil, nil, errors.Join(err, audit.Close(), s.Close())
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { reconciler.Run(ctx) })
-	c := newCaller(address, token)
+	c := testserver.NewClient(url, token)
 	return c, func() error {
-		c.close()
+		c.HTTP.CloseIdleConnections()
 		err := endHTTP()
 		w.Close()
 		stop()
@@ -161,14 +162,14 @@ func serveHere(dir string) (_ *caller, end func() error, err error) {
 }
 
 // listenAndServe serves on loopback until end.
-func listenAndServe(s *http.Server) (address string, end func() error, err error) {
+func listenAndServe(s *http.Server) (url string, end func() error, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", nil, err
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(listener) }()
-	return listener.Addr().String(), func() error {
+	return "http://" + listener.Addr().String(), func() error {
 		err := s.Close()
 		if served := <-served; !errors.Is(served, http.ErrServerClosed) {
 			err = errors.Join(err, served)
@@ -213,11 +214,11 @@ func reading(ctx context.Context, b *bench) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.takeDown()) }()
+	defer func() { err = errors.Join(err, s.Close()) }()
 
 	var mu sync.Mutex
 	same := map[string][]byte{} // the real answers by path and query
-	address, end, err := listenAndServe(&http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	url, end, err := listenAndServe(&http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		body := same[r.URL.RequestURI()]
 		mu.Unlock()
@@ -228,13 +229,13 @@ func reading(ctx context.Context, b *bench) (rows []row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	bare := newCaller(address, s.token)
-	defer bare.close()
+	bare := testserver.NewClient(url, s.Token)
+	defer bare.HTTP.CloseIdleConnections()
 
 	// both times a call to the server and to the baseline.
 	both := func(path string) (answer []byte, took, was time.Duration, err error) {
 		began := time.Now()
-		if answer, err = s.do(ctx, "GET", path, ""); err != nil {
+		if answer, err = s.Ask(ctx, "GET", path, ""); err != nil {
 			return nil, 0, 0, err
 		}
 		took = time.Since(began)
@@ -242,17 +243,16 @@ func reading(ctx context.Context, b *bench) (rows []row, err error) {
 		same[path] = answer
 		mu.Unlock()
 		began = time.Now()
-		_, err = bare.do(ctx, "GET", path, "")
+		_, err = bare.Ask(ctx, "GET", path, "")
 		return answer, took, time.Since(began), err
 	}
 
 	// What a start has to look at takes a few seconds beside the calls; it is
 	// measured by itself.
 	time.Sleep(5 * time.Second)
-	parent := "/v1/" + place.String() + "/environments"
 	var got, gotBare []time.Duration
 	for range 1000 {
-		_, took, was, err := both(parent + "/" + exampleID(rand.IntN(stored)))
+		_, took, was, err := both(environments + "/" + exampleID(rand.IntN(stored)))
 		if err != nil {
 			return nil, err
 		}
@@ -269,7 +269,7 @@ func reading(ctx context.Context, b *bench) (rows []row, err error) {
 			var sum, sumBare time.Duration
 			count, token := 0, ""
 			for page := 0; page == 0 || token != ""; page++ {
-				path := fmt.Sprintf("%s?pageSize=%d", parent, size)
+				path := fmt.Sprintf("%s?pageSize=%d", environments, size)
 				if token != "" {
 					path += "&pageToken=" + token
 				}

@@ -28,14 +28,14 @@ func startup(ctx context.Context, b *bench) ([]row, error) {
 			}
 			all = append(all, s.ready)
 			for token := "-"; token != "" && err == nil; {
-				token, err = s.page(ctx, strings.TrimPrefix(token, "-"))
+				token, err = page(ctx, s.Client, strings.TrimPrefix(token, "-"))
 			}
 			var most int64
 			if err == nil {
 				most, err = s.memory()
 			}
 			memory = max(memory, most)
-			if err := errors.Join(err, s.takeDown()); err != nil {
+			if err := errors.Join(err, s.Close()); err != nil {
 				return 0, 0, err
 			}
 		}
@@ -65,22 +65,18 @@ func threeNodes(ctx context.Context, b *bench) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.takeDown()) }()
+	defer func() { err = errors.Join(err, s.Close()) }()
 	var took, bare []time.Duration
 	for i := range 6 {
 		id := exampleID(i)
 		began := time.Now()
-		operation, err := s.create(ctx, id)
-		if err == nil {
-			err = s.running(ctx, id, operation)
-		}
-		if err != nil {
+		if err := create(ctx, s.Client, exampleBody(id)); err != nil {
 			return nil, err
 		}
 		if i > 0 { // the first one may have waited for the host
 			took = append(took, time.Since(began))
 		}
-		if err := s.delete(ctx, id); err != nil {
+		if err := remove(ctx, s.Client, id); err != nil {
 			return nil, err
 		}
 		was, err := bareNamespaces(b, 1)
@@ -102,18 +98,12 @@ func twentyAtOnce(ctx context.Context, b *bench) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.takeDown()) }()
+	defer func() { err = errors.Join(err, s.Close()) }()
 	errs := make([]error, many)
 	var all sync.WaitGroup
 	began := time.Now()
 	for i := range many {
-		all.Go(func() {
-			operation, err := s.create(ctx, exampleID(i))
-			if err == nil {
-				err = s.running(ctx, exampleID(i), operation)
-			}
-			errs[i] = err
-		})
+		all.Go(func() { errs[i] = create(ctx, s.Client, exampleBody(exampleID(i))) })
 	}
 	all.Wait()
 	is := time.Since(began)
