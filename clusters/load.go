@@ -23,7 +23,9 @@ import (
 //
 // A relative kubeconfig is beside the file. Ranges are IPv4 in CIDR notation,
 // and no two of a cluster may overlap; the probe is in none of them, since they
-// are always exempt and it would prove nothing. The error joins every *yamlfile.Problem.
+// are always exempt and it would prove nothing. Outside of what an environment's
+// configuration exempts (by default the private ranges) it proves the masquerade,
+// inside only that Pods keep their address. The error joins every *yamlfile.Problem.
 func Load(path string) (*Clusters, error) {
 	text, err := yamlfile.Load(path, "clusters file", "--clusters")
 	if err != nil {

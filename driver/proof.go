@@ -28,20 +28,25 @@ type Packet struct {
 // Prove compares whom the destination saw with what an environment's
 // configuration means, worked out with the agent's own code. The sentence says
 // what was seen; the error is why it is not what should have been. A packet
-// that keeps its own address may be dropped: that is what firewalls are for.
+// that keeps its own address may be dropped: that is what firewalls are for. What
+// it cannot say is that others are masqueraded, and so the sentence says that.
 func (p Packet) Prove(e *environment.Environment) (sentence string, err error) {
 	want, why, err := p.expected(e)
 	if err != nil {
 		return "", err
 	}
 	keeps := slices.Equal(want, []netip.Addr{p.From})
+	unproven := ""
+	if e.AgentEnabled() {
+		unproven = ": the masquerade itself is not proven"
+	}
 	switch {
 	case p.SeenAs.IsValid() && slices.Contains(want, p.SeenAs) && keeps:
-		return fmt.Sprintf("%s kept its own address towards %s (%s)", p.From, p.To, why), nil
+		return fmt.Sprintf("%s kept its own address towards %s (%s)%s", p.From, p.To, why, unproven), nil
 	case p.SeenAs.IsValid() && slices.Contains(want, p.SeenAs):
 		return fmt.Sprintf("%s was seen as %s by %s", p.From, p.SeenAs, p.To), nil
 	case p.Dropped && keeps:
-		return fmt.Sprintf("%s kept its own address towards %s (%s), whose firewall dropped it", p.From, p.To, why), nil
+		return fmt.Sprintf("%s kept its own address towards %s (%s), whose firewall dropped it%s", p.From, p.To, why, unproven), nil
 	}
 	var saw string
 	switch {

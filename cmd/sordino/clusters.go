@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sordino/clusters"
+	"sordino/masq"
 )
 
 func clustersCommand() *cobra.Command {
@@ -23,7 +24,12 @@ func clustersCommand() *cobra.Command {
 the server does for a create, and changes nothing. It prints each cluster's
 version, nodes and ranges and who has claimed it, what contradicts the file and
 what to write instead. It ends with 1 when the file has a mistake, or a cluster
-does not answer or is not what the file says; a cluster that is claimed is none.`,
+does not answer or is not what the file says; a cluster that is claimed is none.
+
+The probe target of a cluster proves that its Pods are masqueraded only where the
+environment's configuration masquerades to it. By default it does not to
+10.0.0.0/8, 172.16.0.0/12 and 192.168.0.0/16: a target in there proves that Pods
+keep their own address, and no more.`,
 		Example: "  sordino clusters check clusters.yaml",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -80,6 +86,11 @@ func writeReading(w io.Writer, r clusters.Reading) bool {
 	line("declared", "nodeRange %s, podRange %s", r.Cluster.NodeRange, r.Cluster.PodRange)
 	if r.Cluster.Probe.IsValid() {
 		line("probe", "%s; \"sordino probe\" in a worker Pod asks it", r.Cluster.Probe)
+		for _, exempt := range masq.DefaultNonMasquerade(false) {
+			if exempt.Prefix.Contains(r.Cluster.Probe.Addr()) {
+				line("", "it is in %s, to which Pods keep their own address by default: that does not prove the masquerade", exempt.Prefix)
+			}
+		}
 	} else {
 		line("probe", "none: that workers are seen as their nodes will not be proven")
 	}

@@ -37,6 +37,10 @@ func TestClustersCheck(t *testing.T) {
   probe     none: that workers are seen as their nodes will not be proven
   claim     free`, "", "", "clusters", "check", file)
 
+	write(`10.89.0.0/24, probe: "10.20.0.9:7000"`, "")
+	expectCommand(t, 0, `probe     10.20.0.9:7000; "sordino probe" in a worker Pod asks it
+it is in 10.0.0.0/8, to which Pods keep their own address by default: that does not prove the masquerade`, "", "", "clusters", "check", file)
+
 	k.Kubectl(t, "", "create", "namespace", "sordino")
 	k.Kubectl(t, "", "label", "namespace", "sordino", "sordino.dev/environment=an-uuid")
 	write("10.90.0.0/24", "- {name: cluster-2, location: us-central1, kubeconfig: /nowhere, context: c, nodeRange: 10.1.0.0/24, podRange: 10.2.0.0/16}\n")

@@ -34,7 +34,7 @@ func TestJudge(t *testing.T) {
 		"one is not":           {seen1: node1, seen2: pod2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.88.2.2, and should have seen 10.89.0.12"},
 		"as the other node":    {seen1: node1, seen2: node1, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.11, and should have seen 10.89.0.12"},
 		"no answer":            {seen1: node1, seen2: nobody, err: "n2: 203.0.113.7 saw nothing of 10.88.2.2 (no answer within 5s), and should have seen 10.89.0.12"},
-		"exempt":               {config: exempt, seen1: pod1, seen2: pod2, proof: "10.88.1.2 kept its own address towards 203.0.113.7 (203.0.113.7 is inside 203.0.113.0/24"},
+		"exempt":               {config: exempt, seen1: pod1, seen2: pod2, proof: "10.88.1.2 kept its own address towards 203.0.113.7 (203.0.113.7 is inside 203.0.113.0/24, a non-masquerade range (from ip-masq-agent:1:22)): the masquerade itself is not proven; the Pods of 1 other node likewise"},
 		"exempt and masked":    {config: exempt, seen1: pod1, seen2: node2, err: "n2: 203.0.113.7 saw 10.88.2.2 as 10.89.0.12, and should have seen 10.88.2.2"},
 		"exempt and no answer": {config: exempt, seen1: pod1, seen2: nobody, detail: "not proven: 10.88.2.2 keeps its own address, and 203.0.113.7 did not answer it (no answer within 5s)"},
 		"in no Pod range": {elsewhere: true, seen1: outside, seen2: node2,

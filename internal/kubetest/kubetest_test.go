@@ -57,7 +57,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 0
       containers:
-      - {name: client, image: "kubetest.test/pod:1", imagePullPolicy: Never, args: [dial, "10.90.0.100:7000", 50ms]}
+      - {name: client, image: "kubetest.test/pod:1", imagePullPolicy: Never, args: [dial, "203.0.113.100:7000", 50ms]}
 `
 
 func TestNodes(t *testing.T) {

@@ -17,11 +17,12 @@ import (
 
 // The addresses of a cluster with nodes. The control plane and the outside
 // stand in the nodes' network; the outside is their router, and the service
-// there has an address beyond every range of the cluster.
+// there has an address beyond every range of the cluster, and beyond those that
+// are exempt by default: Pods are masqueraded to it unless somebody says otherwise.
 var (
 	controlAddress = netip.MustParseAddr("10.89.0.1")
 	RouterAddress  = netip.MustParseAddr("10.89.0.100")
-	ServiceAddress = netip.MustParseAddr("10.90.0.100")
+	ServiceAddress = netip.MustParseAddr("203.0.113.100")
 )
 
 func nodeAddress(i int) netip.Addr {

@@ -93,10 +93,10 @@ func shared(t *testing.T) *kubetest.Cluster {
 	return cluster
 }
 
-// The configurations. The service stands in 10.90.0.0/24.
+// The configurations. The service stands in 203.0.113.0/24.
 const (
 	masked   = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24]\nresyncInterval: 10m\n"
-	unmasked = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.90.0.0/24]\nresyncInterval: 10m\n"
+	unmasked = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 203.0.113.0/24]\nresyncInterval: 10m\n"
 )
 
 // configMap is the manifest of a configuration.

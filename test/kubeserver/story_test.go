@@ -16,10 +16,10 @@ import (
 	"sordino/internal/testserver"
 )
 
-// The outside service is in 10.90.0.0/24.
+// The outside service is in 203.0.113.0/24, which the defaults do not exempt.
 const (
 	masked = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.96.0.0/16]\n"
-	exempt = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.96.0.0/16, 10.90.0.0/24]\n"
+	exempt = "nonMasqueradeCIDRs: [10.88.0.0/16, 10.89.0.0/24, 10.96.0.0/16, 203.0.113.0/24]\n"
 )
 
 // gcloud runs the real one against the server.
@@ -120,10 +120,13 @@ func TestStory(t *testing.T) {
 		t.Fatalf("%+v", e)
 	}
 	m := w.inForce(3)
-	// The defaults exempt 10.0.0.0/8, and so the service.
-	if !strings.Contains(m.Proof, "kept its own address towards 10.90.0.100") {
-		t.Errorf("the proof with the defaults: %q", m.Proof)
+	asNodes := func(what string) {
+		t.Helper()
+		if !strings.Contains(m.Proof, "was seen as 10.89.0.1") || !strings.HasSuffix(m.Proof, "by 203.0.113.100; the Pods of 2 other nodes likewise") {
+			t.Errorf("%s: %q", what, m.Proof)
+		}
 	}
+	asNodes("the proof with the defaults")
 	if n := m.Nodes[1]; n.Name != "n2" || n.Address != "10.89.0.12" || n.PodCIDR != "10.88.2.0/24" || n.Hash == "" {
 		t.Errorf("a node: %+v", n)
 	}
@@ -131,17 +134,16 @@ func TestStory(t *testing.T) {
 	// Another configuration, and back.
 	configured := w.Succeeds(w.configure(exempt))
 	w.steps("configure", configured)
-	if m = w.inForce(3); !strings.Contains(m.Proof, "kept its own address towards 10.90.0.100") {
+	if m = w.inForce(3); !strings.Contains(m.Proof, "kept its own address towards 203.0.113.100") || !strings.Contains(m.Proof, "the masquerade itself is not proven") {
 		t.Errorf("exempt: %q", m.Proof)
 	}
 	out, err := w.program("masq", "explain", "example-environment", "--all-nodes", "--src", "10.88.1.9", "--dst", kubetest.ServiceAddress.String())
-	if err != nil || strings.Count(out, "exempt") < 3 || !strings.Contains(out, "10.90.0.0/24") {
+	if err != nil || strings.Count(out, "exempt") < 3 || !strings.Contains(out, "203.0.113.0/24") {
 		t.Errorf("explain: %v\n%s", err, out)
 	}
 	w.Succeeds(w.configure(masked))
-	if m = w.inForce(3); !strings.Contains(m.Proof, "was seen as 10.89.0.1") || !strings.HasSuffix(m.Proof, "by 10.90.0.100; the Pods of 2 other nodes likewise") {
-		t.Errorf("masked: %q", m.Proof)
-	}
+	m = w.inForce(3)
+	asNodes("masked")
 
 	// Commands in workers.
 	out, err = w.program("environments", "run", "example-environment", "--node", "n2", "--", "/sordino", "probe", kubetest.ServiceAddress.String()+":7000")
@@ -149,7 +151,7 @@ func TestStory(t *testing.T) {
 		t.Errorf("a command on n2: %q, %v", out, err)
 	}
 	var status *exec.ExitError
-	if out, err = w.program("environments", "run", "example-environment", "--", "/sordino", "probe", "10.90.0.100:1", "--timeout", "1s"); !errors.As(err, &status) || status.ExitCode() != 1 {
+	if out, err = w.program("environments", "run", "example-environment", "--", "/sordino", "probe", kubetest.ServiceAddress.String()+":1", "--timeout", "1s"); !errors.As(err, &status) || status.ExitCode() != 1 {
 		t.Errorf("a command that fails: %q, %v", out, err)
 	}
 	if out, err = w.program("environments", "run", "example-environment", "--", "/bin/sh"); !errors.As(err, &status) || status.ExitCode() != 127 {
@@ -209,7 +211,7 @@ func TestStory(t *testing.T) {
 	}
 	deleted := w.last()
 	w.steps("delete", deleted)
-	if proof := deleted.Detail("prove it with a packet"); !strings.Contains(proof, "was seen as itself by 10.90.0.100") {
+	if proof := deleted.Detail("prove it with a packet"); !strings.Contains(proof, "was seen as itself by 203.0.113.100") {
 		t.Errorf("the proof of the removal: %q", proof)
 	}
 	w.free()
