@@ -9,7 +9,9 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -20,28 +22,51 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"sordino/deploy/images"
 	"sordino/internal/kubetest"
+	"sordino/internal/netnstest"
+	"sordino/internal/probe"
 	"sordino/internal/testprogram"
+	"sordino/internal/testwait"
 )
 
 // oneNode builds programs into a folder, and starts a cluster of one node that
-// has the image of them.
-func oneNode(t *testing.T, target string, image images.Image) (dir string, c *kubetest.Cluster) {
+// has imported the images of them, as people do: from the archives for two
+// platforms that "make images" writes. The other platform's programs are empty.
+func oneNode(t *testing.T, target string, all ...images.Image) (programs string, c *kubetest.Cluster) {
 	t.Helper()
-	dir = t.TempDir()
-	if err := testprogram.Build(dir, target); err != nil {
+	dir, other := t.TempDir(), "arm64"
+	if runtime.GOARCH == other {
+		other = "amd64"
+	}
+	var platforms []images.Platform
+	for _, arch := range []string{runtime.GOARCH, other} {
+		p := images.Platform{Architecture: arch, Binaries: filepath.Join(dir, "linux-"+arch)}
+		if err := os.Mkdir(p.Binaries, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		platforms = append(platforms, p)
+	}
+	err := testprogram.Build(platforms[0].Binaries, target)
+	var archives []string
+	for _, image := range all {
+		for _, program := range image.Programs {
+			err = errors.Join(err, testprogram.Empty(platforms[1].Binaries, other, filepath.Base(program)))
+		}
+		if err == nil {
+			_, err = image.Write(dir, images.Release{Version: "devel"}, platforms)
+		}
+		archives = append(archives, filepath.Join(dir, image.Name+".tar"))
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	archive := filepath.Join(dir, "images.tar")
-	if err := images.WriteTar(archive, "latest", images.Platform{Architecture: runtime.GOARCH, Binaries: dir}, image); err != nil {
-		t.Fatal(err)
-	}
-	return dir, kubetest.Start(t, kubetest.Options{Nodes: 1, Images: []string{archive}})
+	return platforms[0].Binaries, kubetest.Start(t, kubetest.Options{Nodes: 1, Images: archives})
 }
 
 // TestNode runs the agent on a real node as its manifest says, and takes it
@@ -121,9 +146,9 @@ func tables(t *testing.T, node *kubetest.Node) string {
 
 // TestServer runs the server in a cluster as its manifest says: it answers by
 // its Service's name, with what it accepted on the volume, as a user who may
-// write nothing else.
+// write nothing else; and makes an environment on that cluster.
 func TestServer(t *testing.T) {
-	dir, c := oneNode(t, testprogram.Both, images.Server)
+	dir, c := oneNode(t, testprogram.Both, images.Agent, images.Server)
 	node := c.Nodes[0]
 	if err := os.MkdirAll(node.Path("/var/lib/volume"), 0o755); err != nil {
 		t.Fatal(err)
@@ -131,14 +156,11 @@ func TestServer(t *testing.T) {
 	c.Kubectl(t, fmt.Sprintf(`{apiVersion: v1, kind: PersistentVolume, metadata: {name: sordino}, spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce],
 		claimRef: {namespace: sordino-system, name: sordino}, local: {path: /var/lib/volume}, persistentVolumeReclaimPolicy: Retain,
 		nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}]}}}}`, node.Name), "apply", "-f", "-")
-	token, err := exec.Command(filepath.Join(dir, "sordino"), "token", "--name", "ci", "--project", "*", "--role", "viewer").Output()
+	token, err := exec.Command(filepath.Join(dir, "sordino"), "token", "--name", "ci", "--project", "*", "--role", "editor").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := filepath.Join(dir, "overlay")
-	if err := os.Mkdir(config, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	config := t.TempDir()
 	authority := certificate(t, config)
 	base, err := filepath.Abs("server")
 	if err != nil {
@@ -148,8 +170,9 @@ func TestServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"clusters.yaml": fmt.Sprintf("clusters:\n- {name: own, location: us-central1, kubeconfig: in-cluster, nodeRange: %s, podRange: %s}\n", kubetest.NodeRange, kubetest.PodRange),
-		"policy.yaml":   fmt.Sprintf("tokens:\n- {name: ci, sha256: %x, grants: [{project: \"*\", role: viewer}]}\n", sha256.Sum256(bytes.TrimSpace(token))),
+		"clusters.yaml": fmt.Sprintf("clusters:\n- {name: own, location: us-central1, kubeconfig: in-cluster, nodeRange: %s, podRange: %s, probe: \"%s:%d\"}\n",
+			kubetest.NodeRange, kubetest.PodRange, kubetest.ServiceAddress, probe.Port),
+		"policy.yaml": fmt.Sprintf("tokens:\n- {name: ci, sha256: %x, grants: [{project: \"*\", role: editor}]}\n", sha256.Sum256(bytes.TrimSpace(token))),
 		"kustomization.yaml": "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [" + base + "]\n" +
 			"configMapGenerator: [{name: sordino, namespace: sordino-system, files: [clusters.yaml, policy.yaml]}]\n" +
 			"secretGenerator: [{name: sordino-tls, namespace: sordino-system, type: kubernetes.io/tls, files: [tls.crt, tls.key]}]\n",
@@ -160,38 +183,20 @@ func TestServer(t *testing.T) {
 	}
 	apply(t, c, config)
 	apply(t, c, "target-cluster")
-	if out, err := c.TryKubectl(t.Context(), "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=4m"); err != nil {
-		t.Log(c.TryKubectl(t.Context(), "", "describe", "pods", "--namespace=sordino-system"))
-		t.Log(c.TryKubectl(t.Context(), "", "logs", "--namespace=sordino-system", "deployment/sordino"))
-		t.Fatal(out, err)
-	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.TryKubectl(context.Background(), "", "describe", "pods", "--namespace=sordino-system"))
+			t.Log(c.TryKubectl(context.Background(), "", "logs", "--namespace=sordino-system", "deployment/sordino"))
+			t.Log(c.TryKubectl(context.Background(), "", "get", "pods,events", "-A", "-o", "wide"))
+		}
+	})
+	c.Kubectl(t, "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=4m")
 
+	server := newServed(c, authority, strings.TrimSpace(string(token)))
 	list := func() {
 		t.Helper()
-		pod := c.Kubectl(t, "", "get", "pods", "--namespace=sordino-system", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].status.podIP}")
-		// From where the service outside is, to the Pod, by the Service's name.
-		client := &http.Client{Transport: &http.Transport{
-			TLSClientConfig: &tls.Config{RootCAs: authority}, DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, network, _ string) (connection net.Conn, err error) {
-				err = c.Service.NS.Do(func() error {
-					connection, err = (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(pod, "8443"))
-					return err
-				})
-				return connection, err
-			},
-		}, Timeout: time.Minute}
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://sordino.sordino-system.svc/v1/projects/p/locations/us-central1/environments", nil)
-		if err != nil {
+		if _, err := server.call(t.Context(), http.MethodGet, "/v1/"+location+"/environments", ""); err != nil {
 			t.Fatal(err)
-		}
-		request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-		response, err := client.Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-		if text, err := io.ReadAll(response.Body); err != nil || response.StatusCode != http.StatusOK {
-			t.Fatalf("%s: %s (%v)", response.Status, text, err)
 		}
 	}
 	list()
@@ -220,6 +225,182 @@ func TestServer(t *testing.T) {
 		if got := regexp.MustCompile(`(?m)^` + field + `:\s*(\w+)`).FindSubmatch(status); got == nil || string(got[1]) != want {
 			t.Errorf("%s is %q, want %s", field, got, want)
 		}
+	}
+	testEnvironment(t, server)
+}
+
+// served is the server in a cluster as somebody outside has it: by its
+// Service's name, wherever its Pod is.
+type served struct {
+	c      *kubetest.Cluster
+	client *http.Client
+	token  string
+}
+
+func newServed(c *kubetest.Cluster, authority *x509.CertPool, token string) *served {
+	s := &served{c: c, token: token}
+	s.client = &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: authority}, DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (connection net.Conn, err error) {
+			pod, err := s.pod(ctx)
+			if err != nil {
+				return nil, err
+			}
+			err = c.Service.NS.Do(func() error {
+				connection, err = (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, network, net.JoinHostPort(pod, "8443"))
+				return err
+			})
+			return connection, err
+		},
+	}, Timeout: time.Minute}
+	return s
+}
+
+// pod is the address of the server's Pod.
+func (s *served) pod(ctx context.Context) (string, error) {
+	text, err := s.c.Get(ctx, "/api/v1/namespaces/sordino-system/pods")
+	if err != nil {
+		return "", err
+	}
+	var list struct {
+		Items []struct {
+			Metadata struct{ DeletionTimestamp string }
+			Status   struct{ Phase, PodIP string }
+		}
+	}
+	if err := json.Unmarshal(text, &list); err != nil {
+		return "", err
+	}
+	for _, p := range list.Items {
+		if p.Metadata.DeletionTimestamp == "" && p.Status.Phase == "Running" {
+			return p.Status.PodIP, nil
+		}
+	}
+	return "", errors.New("no Pod of the server runs")
+}
+
+func (s *served) call(ctx context.Context, method, path, body string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "https://sordino.sordino-system.svc"+path, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Authorization", "Bearer "+s.token)
+	response, err := s.client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s %s: %s: %s", method, path, response.Status, text)
+	}
+	return text, err
+}
+
+// read is call, and reads the answer.
+func (s *served) read(ctx context.Context, method, path, body string, into any) error {
+	text, err := s.call(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, into)
+}
+
+// operation is one as the API tells it.
+type operation struct {
+	Name     string
+	Done     bool
+	Error    *struct{ Message string }
+	Metadata struct {
+		Steps []struct{ Name, State, Detail string }
+	}
+}
+
+// starts begins an operation.
+func (s *served) starts(t *testing.T, method, path, body string) (o operation) {
+	t.Helper()
+	if err := s.read(t.Context(), method, path, body, &o); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// until waits until an operation is as it should be; nobody answers while the
+// server's Pod is replaced.
+func (s *served) until(t *testing.T, name string, is func(operation) bool) (o operation) {
+	t.Helper()
+	testwait.Until(t, 4*time.Minute, 200*time.Millisecond, func() error {
+		o = operation{}
+		if err := s.read(t.Context(), http.MethodGet, "/v1beta1/"+name, "", &o); err != nil {
+			return err
+		}
+		if o.Error != nil {
+			t.Fatalf("%s: %s", name, o.Error.Message)
+		}
+		if !is(o) {
+			return fmt.Errorf("%+v", o)
+		}
+		return nil
+	})
+	return o
+}
+
+func done(o operation) bool { return o.Done }
+
+const (
+	location = "projects/p/locations/us-central1"
+	example  = location + "/environments/example-environment"
+)
+
+// testEnvironment has the server make an environment on its own cluster, by the
+// account of its Pod and with the images of its own version, and delete it. Its
+// Pod is deleted before the creation ends, and the next one goes on.
+func testEnvironment(t *testing.T, s *served) {
+	c := s.c
+	// While nobody outside answers, a creation does not end.
+	netnstest.Run(t, c.Service.NS, fmt.Sprintf("table ip away { chain input { type filter hook input priority 0; tcp dport %d reject with tcp reset; }; }", probe.Port), "nft", "-f", "-")
+	created := s.starts(t, http.MethodPost, "/v1beta1/"+location+"/environments",
+		fmt.Sprintf(`{"name": %q, "config": {"nodeConfig": {"enableIpMasqAgent": true, "ipAllocationPolicy": {"useIpAliases": true}}}}`, example))
+	s.until(t, created.Name, func(o operation) bool {
+		if o.Done {
+			t.Fatalf("created without a proof: %+v", o)
+		}
+		return slices.ContainsFunc(o.Metadata.Steps, func(s struct{ Name, State, Detail string }) bool {
+			return s.Name == "prove it with a packet" && strings.Contains(s.Detail, "saw nothing of")
+		})
+	})
+	c.Kubectl(t, "", "delete", "pod", "--namespace=sordino-system", "--selector=app.kubernetes.io/name=sordino", "--timeout=4m")
+	since := time.Now()
+	netnstest.Run(t, c.Service.NS, "", "nft", "delete table ip away")
+	s.until(t, created.Name, done)
+
+	var e struct{ State string }
+	if err := s.read(t.Context(), http.MethodGet, "/v1/"+example, "", &e); err != nil || e.State != "RUNNING" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	var m struct {
+		InForce bool
+		Proof   string
+	}
+	if err := s.read(t.Context(), http.MethodGet, "/v1/"+example+"/masqAgent", "", &m); err != nil || !m.InForce ||
+		!strings.HasSuffix(m.Proof, fmt.Sprintf(" was seen as %s by %s", c.Nodes[0].Address, kubetest.ServiceAddress)) {
+		t.Errorf("%+v, %v", m, err)
+	}
+	seen := c.Service.Since(since)
+	if len(seen) == 0 || slices.ContainsFunc(seen, func(s kubetest.Sighting) bool { return s.From != c.Nodes[0].Address }) {
+		t.Errorf("the target outside saw %v, want %s alone", seen, c.Nodes[0].Address)
+	}
+
+	s.until(t, s.starts(t, http.MethodDelete, "/v1beta1/"+example, "").Name, done)
+	if left := c.Kubectl(t, "", "get", "daemonsets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,validatingadmissionpolicies,namespaces",
+		"-A", "-l", "sordino.dev/environment", "-o", "name"); left != "" {
+		t.Errorf("left over:\n%s", left)
+	}
+	if all := c.Kubectl(t, "", "get", "daemonsets,namespaces", "-A", "-o", "name"); strings.Contains(all, "ip-masq-agent") || strings.Contains(all+"\n", "namespace/sordino\n") {
+		t.Errorf("the cluster is not clean:\n%s", all)
+	}
+	if left := tables(t, c.Nodes[0]); strings.Contains(left, "ip-masq-agent") {
+		t.Errorf("left on the node: %s", left)
 	}
 }
 

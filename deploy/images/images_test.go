@@ -47,15 +47,9 @@ var small = images.Image{
 
 func compile(t *testing.T, arch string) images.Platform {
 	t.Helper()
-	source := t.TempDir()
-	write(t, filepath.Join(source, "go.mod"), "module small\n\ngo 1.26\n")
-	write(t, filepath.Join(source, "main.go"), "package main\n\nfunc main() {}\n")
 	out := t.TempDir()
-	command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(out, "small"), ".")
-	command.Dir = source
-	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
-	if text, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
+	if err := testprogram.Empty(out, arch, "small"); err != nil {
+		t.Fatal(err)
 	}
 	return images.Platform{Architecture: arch, Binaries: out}
 }

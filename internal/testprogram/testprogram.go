@@ -39,6 +39,30 @@ func Build(dir, target string) error {
 	return nil
 }
 
+// Empty builds programs that do nothing for linux/arch into a folder: what is
+// packed for another machine than this one, in a moment.
+func Empty(dir, arch string, names ...string) error {
+	source, err := os.MkdirTemp("", "sordino-empty-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(source)
+	for name, text := range map[string]string{"go.mod": "module empty\n\ngo 1.26\n", "main.go": "package main\n\nfunc main() {}\n"} {
+		if err := os.WriteFile(filepath.Join(source, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(dir, name), ".")
+		command.Dir = source
+		command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+		if out, err := command.CombinedOutput(); err != nil {
+			return fmt.Errorf("building a program that does nothing: %w\n%s", err, out)
+		}
+	}
+	return nil
+}
+
 // Built is the folder with both programs.
 func Built() (string, error) {
 	top, err := root()
