@@ -7,6 +7,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 BIN ?= bin
 ARCHITECTURES ?= amd64 arm64
+IMAGES ?= bin/images
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: help
@@ -24,15 +25,20 @@ build-agent:
 
 .PHONY: images
 images: ## pack both into images for amd64 and arm64, below bin/images
-	@for arch in $(ARCHITECTURES); do GOOS=linux GOARCH=$$arch $(MAKE) -s build BIN=bin/images/linux-$$arch VERSION=$(VERSION) || exit; done
-	@$(GO) run ./deploy/images/build -version '$(VERSION)' -source '$(SOURCE)' \
+	@for arch in $(ARCHITECTURES); do GOOS=linux GOARCH=$$arch $(MAKE) -s build BIN='$(IMAGES)'/linux-$$arch VERSION=$(VERSION) || exit; done
+	@$(MAKE) -s pack VERSION='$(VERSION)'
+
+.PHONY: pack
+pack:
+	@# What is built below IMAGES already. Tests begin here.
+	@$(GO) run ./deploy/images/build -dir '$(IMAGES)' -version '$(VERSION)' -source '$(SOURCE)' \
 		-revision "$$(git rev-parse HEAD 2>/dev/null)" -created "$$(git log -1 --format=%ct 2>/dev/null || echo 0)" \
 		-architectures "$$(echo $(ARCHITECTURES) | tr ' ' ,)"
 
 .PHONY: push
 push: images ## push the images and their SBOMs: make push REGISTRY=registry.example.com/team
 	@[ -n "$(REGISTRY)" ] || { echo "say where to: make push REGISTRY=registry.example.com/team" >&2; exit 1; }
-	@$(GO) run ./deploy/images/build -push '$(REGISTRY)'
+	@$(GO) run ./deploy/images/build -dir '$(IMAGES)' -push '$(REGISTRY)'
 
 .PHONY: run
 run: build ## build, then run the demo: the example network with real packets

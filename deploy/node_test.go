@@ -21,9 +21,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,44 +35,52 @@ import (
 	"sordino/internal/testwait"
 )
 
-// oneNode builds programs into a folder, and starts a cluster of one node that
-// has imported the images of them, as people do: from the archives for two
-// platforms that "make images" writes. The other platform's programs are empty.
-func oneNode(t *testing.T, target string, all ...images.Image) (programs string, c *kubetest.Cluster) {
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "sordino-deploy-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		built = sync.OnceValues(func() (archives, error) {
+			programs, err := testprogram.Images(dir)
+			return archives{dir, programs}, err
+		})
+		return m.Run()
+	}())
+}
+
+// archives are the folder of what "make images" makes, and that of the programs
+// in it.
+type archives struct{ dir, programs string }
+
+// built makes them when a test is the first to ask.
+var built func() (archives, error)
+
+func builtFor(t *testing.T) archives {
 	t.Helper()
-	dir, other := t.TempDir(), "arm64"
-	if runtime.GOARCH == other {
-		other = "amd64"
-	}
-	var platforms []images.Platform
-	for _, arch := range []string{runtime.GOARCH, other} {
-		p := images.Platform{Architecture: arch, Binaries: filepath.Join(dir, "linux-"+arch)}
-		if err := os.Mkdir(p.Binaries, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		platforms = append(platforms, p)
-	}
-	err := testprogram.Build(platforms[0].Binaries, target)
-	var archives []string
-	for _, image := range all {
-		for _, program := range image.Programs {
-			err = errors.Join(err, testprogram.Empty(platforms[1].Binaries, other, filepath.Base(program)))
-		}
-		if err == nil {
-			_, err = image.Write(dir, images.Release{Version: "devel"}, platforms)
-		}
-		archives = append(archives, filepath.Join(dir, image.Name+".tar"))
-	}
+	all, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return platforms[0].Binaries, kubetest.Start(t, kubetest.Options{Nodes: 1, Images: archives})
+	return all
+}
+
+// oneNode starts a cluster of one node that has imported images as people do.
+func oneNode(t *testing.T, all ...images.Image) *kubetest.Cluster {
+	t.Helper()
+	o := kubetest.Options{Nodes: 1}
+	for _, image := range all {
+		o.Images = append(o.Images, filepath.Join(builtFor(t).dir, image.Name+".tar"))
+	}
+	return kubetest.Start(t, o)
 }
 
 // TestNode runs the agent on a real node as its manifest says, and takes it
 // away again.
 func TestNode(t *testing.T) {
-	_, c := oneNode(t, testprogram.Agent, images.Agent)
+	c := oneNode(t, images.Agent)
 	node := c.Nodes[0]
 	apply(t, c, "agent")
 	if err := c.Rollout(t.Context(), "kube-system", "ip-masq-agent"); err != nil {
@@ -148,7 +156,7 @@ func tables(t *testing.T, node *kubetest.Node) string {
 // its Service's name, with what it accepted on the volume, as a user who may
 // write nothing else; and makes an environment on that cluster.
 func TestServer(t *testing.T) {
-	dir, c := oneNode(t, testprogram.Both, images.Agent, images.Server)
+	c := oneNode(t, images.Agent, images.Server)
 	node := c.Nodes[0]
 	if err := os.MkdirAll(node.Path("/var/lib/volume"), 0o755); err != nil {
 		t.Fatal(err)
@@ -156,7 +164,7 @@ func TestServer(t *testing.T) {
 	c.Kubectl(t, fmt.Sprintf(`{apiVersion: v1, kind: PersistentVolume, metadata: {name: sordino}, spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce],
 		claimRef: {namespace: sordino-system, name: sordino}, local: {path: /var/lib/volume}, persistentVolumeReclaimPolicy: Retain,
 		nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}]}}}}`, node.Name), "apply", "-f", "-")
-	token, err := exec.Command(filepath.Join(dir, "sordino"), "token", "--name", "ci", "--project", "*", "--role", "editor").Output()
+	token, err := exec.Command(filepath.Join(builtFor(t).programs, "sordino"), "token", "--name", "ci", "--project", "*", "--role", "editor").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -436,10 +444,7 @@ func certificate(t *testing.T, dir string) *x509.CertPool {
 // TestFlags holds the arguments in the manifests to the programs: the agent
 // only warns of an unknown one, and would run without.
 func TestFlags(t *testing.T) {
-	dir := t.TempDir()
-	if err := testprogram.Build(dir, testprogram.Both); err != nil {
-		t.Fatal(err)
-	}
+	dir := builtFor(t).programs
 	known := map[string]string{}
 	for name, command := range map[string][]string{
 		"ip-masq-agent": {"ip-masq-agent", "--help"}, "sordino serve": {"sordino", "serve", "--help"},

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 )
 
 // The targets of the Makefile.
@@ -28,15 +29,45 @@ func Build(dir, target string) error {
 	if err != nil {
 		return err
 	}
+	return run(target, "BIN="+dir, "VERSION=devel")
+}
+
+func run(target string, variables ...string) error {
 	top, err := root()
 	if err != nil {
 		return err
 	}
-	out, err := exec.Command("make", "-s", "-C", top, target, "BIN="+dir, "VERSION=devel").CombinedOutput()
+	out, err := exec.Command("make", append([]string{"-s", "-C", top, target}, variables...)...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("building programs for the tests: %w\n%s", err, out)
+		return fmt.Errorf("building programs for the tests: make %s: %w\n%s", target, err, out)
 	}
 	return nil
+}
+
+// Images builds both programs, and packs them as "make images" does: a folder
+// gets the images' archives for two platforms, NAME.tar, and the one that is
+// returned has the programs. Those of the other platform than this machine's do
+// nothing, since real ones take minutes to build.
+func Images(dir string) (programs string, err error) {
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", err
+	}
+	for _, arch := range []string{"amd64", "arm64"} {
+		of := filepath.Join(dir, "linux-"+arch)
+		if err := os.Mkdir(of, 0o755); err != nil {
+			return "", err
+		}
+		if arch == runtime.GOARCH {
+			programs = of
+			err = Build(of, Both)
+		} else {
+			err = Empty(of, arch, "ip-masq-agent", "sordino")
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return programs, run("pack", "IMAGES="+dir, "VERSION=devel")
 }
 
 // Empty builds programs that do nothing for linux/arch into a folder: what is
