@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -32,6 +31,7 @@ import (
 	"sordino/internal/netnstest"
 	"sordino/internal/probe"
 	"sordino/internal/testprogram"
+	"sordino/internal/testserver"
 	"sordino/internal/testwait"
 )
 
@@ -200,10 +200,10 @@ func TestServer(t *testing.T) {
 	})
 	c.Kubectl(t, "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=4m")
 
-	server := newServed(c, authority, strings.TrimSpace(string(token)))
+	server := fromOutside(c, authority, strings.TrimSpace(string(token)))
 	list := func() {
 		t.Helper()
-		if _, err := server.call(t.Context(), http.MethodGet, "/v1/"+location+"/environments", ""); err != nil {
+		if _, err := server.Ask(t.Context(), http.MethodGet, "/v1/"+location+"/environments", ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -234,23 +234,17 @@ func TestServer(t *testing.T) {
 			t.Errorf("%s is %q, want %s", field, got, want)
 		}
 	}
-	testEnvironment(t, server)
+	testEnvironment(t, c, server)
 }
 
-// served is the server in a cluster as somebody outside has it: by its
+// fromOutside is a client outside of the cluster that has the server by its
 // Service's name, wherever its Pod is.
-type served struct {
-	c      *kubetest.Cluster
-	client *http.Client
-	token  string
-}
-
-func newServed(c *kubetest.Cluster, authority *x509.CertPool, token string) *served {
-	s := &served{c: c, token: token}
-	s.client = &http.Client{Transport: &http.Transport{
+func fromOutside(c *kubetest.Cluster, authority *x509.CertPool, token string) *testserver.Client {
+	client := testserver.NewClient("https://sordino.sordino-system.svc", token)
+	client.HTTP.Transport = &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: authority}, DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, _ string) (connection net.Conn, err error) {
-			pod, err := s.pod(ctx)
+			pod, err := serverPod(ctx, c)
 			if err != nil {
 				return nil, err
 			}
@@ -260,13 +254,13 @@ func newServed(c *kubetest.Cluster, authority *x509.CertPool, token string) *ser
 			})
 			return connection, err
 		},
-	}, Timeout: time.Minute}
-	return s
+	}
+	return client
 }
 
-// pod is the address of the server's Pod.
-func (s *served) pod(ctx context.Context) (string, error) {
-	text, err := s.c.Get(ctx, "/api/v1/namespaces/sordino-system/pods")
+// serverPod is the address of the server's Pod.
+func serverPod(ctx context.Context, c *kubetest.Cluster) (string, error) {
+	text, err := c.Get(ctx, "/api/v1/namespaces/sordino-system/pods")
 	if err != nil {
 		return "", err
 	}
@@ -287,74 +281,6 @@ func (s *served) pod(ctx context.Context) (string, error) {
 	return "", errors.New("no Pod of the server runs")
 }
 
-func (s *served) call(ctx context.Context, method, path, body string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, method, "https://sordino.sordino-system.svc"+path, strings.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Authorization", "Bearer "+s.token)
-	response, err := s.client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s %s: %s: %s", method, path, response.Status, text)
-	}
-	return text, err
-}
-
-// read is call, and reads the answer.
-func (s *served) read(ctx context.Context, method, path, body string, into any) error {
-	text, err := s.call(ctx, method, path, body)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(text, into)
-}
-
-// operation is one as the API tells it.
-type operation struct {
-	Name     string
-	Done     bool
-	Error    *struct{ Message string }
-	Metadata struct {
-		Steps []struct{ Name, State, Detail string }
-	}
-}
-
-// starts begins an operation.
-func (s *served) starts(t *testing.T, method, path, body string) (o operation) {
-	t.Helper()
-	if err := s.read(t.Context(), method, path, body, &o); err != nil {
-		t.Fatal(err)
-	}
-	return o
-}
-
-// until waits until an operation is as it should be; nobody answers while the
-// server's Pod is replaced.
-func (s *served) until(t *testing.T, name string, is func(operation) bool) (o operation) {
-	t.Helper()
-	testwait.Until(t, 4*time.Minute, 200*time.Millisecond, func() error {
-		o = operation{}
-		if err := s.read(t.Context(), http.MethodGet, "/v1beta1/"+name, "", &o); err != nil {
-			return err
-		}
-		if o.Error != nil {
-			t.Fatalf("%s: %s", name, o.Error.Message)
-		}
-		if !is(o) {
-			return fmt.Errorf("%+v", o)
-		}
-		return nil
-	})
-	return o
-}
-
-func done(o operation) bool { return o.Done }
-
 const (
 	location = "projects/p/locations/us-central1"
 	example  = location + "/environments/example-environment"
@@ -363,34 +289,45 @@ const (
 // testEnvironment has the server make an environment on its own cluster, by the
 // account of its Pod and with the images of its own version, and delete it. Its
 // Pod is deleted before the creation ends, and the next one goes on.
-func testEnvironment(t *testing.T, s *served) {
-	c := s.c
+func testEnvironment(t *testing.T, c *kubetest.Cluster, server *testserver.Client) {
+	accepted := func(method, path, body string) (o testserver.Operation) {
+		t.Helper()
+		if err := server.Call(t.Context(), method, path, body, &o); err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	succeeds := func(o testserver.Operation) {
+		t.Helper()
+		if _, err := server.Wait(t.Context(), o.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// While nobody outside answers, a creation does not end.
 	netnstest.Run(t, c.Service.NS, fmt.Sprintf("table ip away { chain input { type filter hook input priority 0; tcp dport %d reject with tcp reset; }; }", probe.Port), "nft", "-f", "-")
-	created := s.starts(t, http.MethodPost, "/v1beta1/"+location+"/environments",
+	created := accepted(http.MethodPost, "/v1beta1/"+location+"/environments",
 		fmt.Sprintf(`{"name": %q, "config": {"nodeConfig": {"enableIpMasqAgent": true, "ipAllocationPolicy": {"useIpAliases": true}}}}`, example))
-	s.until(t, created.Name, func(o operation) bool {
+	testwait.Until(t, 4*time.Minute, 200*time.Millisecond, func() error {
+		o, err := server.Operation(t.Context(), created.Name)
 		if o.Done {
-			t.Fatalf("created without a proof: %+v", o)
+			t.Fatalf("it ended without a proof: %+v", o)
 		}
-		return slices.ContainsFunc(o.Metadata.Steps, func(s struct{ Name, State, Detail string }) bool {
-			return s.Name == "prove it with a packet" && strings.Contains(s.Detail, "saw nothing of")
-		})
+		if err == nil && !strings.Contains(o.Detail("prove it with a packet"), "saw nothing of") {
+			err = fmt.Errorf("it does not wait for the target: %+v", o)
+		}
+		return err
 	})
 	c.Kubectl(t, "", "delete", "pod", "--namespace=sordino-system", "--selector=app.kubernetes.io/name=sordino", "--timeout=4m")
 	since := time.Now()
 	netnstest.Run(t, c.Service.NS, "", "nft", "delete table ip away")
-	s.until(t, created.Name, done)
+	c.Kubectl(t, "", "rollout", "status", "--namespace=sordino-system", "deployment/sordino", "--timeout=4m")
+	succeeds(created)
 
 	var e struct{ State string }
-	if err := s.read(t.Context(), http.MethodGet, "/v1/"+example, "", &e); err != nil || e.State != "RUNNING" {
+	if err := server.Call(t.Context(), http.MethodGet, "/v1/"+example, "", &e); err != nil || e.State != "RUNNING" {
 		t.Errorf("%+v, %v", e, err)
 	}
-	var m struct {
-		InForce bool
-		Proof   string
-	}
-	if err := s.read(t.Context(), http.MethodGet, "/v1/"+example+"/masqAgent", "", &m); err != nil || !m.InForce ||
+	if m, err := server.MasqAgent(t.Context(), example); err != nil || !m.InForce ||
 		!strings.HasSuffix(m.Proof, fmt.Sprintf(" was seen as %s by %s", c.Nodes[0].Address, kubetest.ServiceAddress)) {
 		t.Errorf("%+v, %v", m, err)
 	}
@@ -399,7 +336,7 @@ func testEnvironment(t *testing.T, s *served) {
 		t.Errorf("the target outside saw %v, want %s alone", seen, c.Nodes[0].Address)
 	}
 
-	s.until(t, s.starts(t, http.MethodDelete, "/v1beta1/"+example, "").Name, done)
+	succeeds(accepted(http.MethodDelete, "/v1beta1/"+example, ""))
 	if left := c.Kubectl(t, "", "get", "daemonsets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,validatingadmissionpolicies,namespaces",
 		"-A", "-l", "sordino.dev/environment", "-o", "name"); left != "" {
 		t.Errorf("left over:\n%s", left)
