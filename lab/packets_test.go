@@ -107,3 +107,59 @@ func TestDroppedOfWhatHasNoFirewall(t *testing.T) {
 		}
 	}
 }
+
+// The firewall is asked while it drops packets of many sources.
+func TestDroppedMeanwhile(t *testing.T) {
+	l := newLab(t)
+	s := example(1)
+	apply(t, l, s)
+	service := s.Outside[0].Name
+	ns, err := l.Namespace(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[netip.Addr]bool{}
+	sent := make(chan error)
+	go func() {
+		sent <- ns.Do(func() error {
+			for i := range 3000 {
+				from := netip.AddrFrom4([4]byte{127, 1, byte(i % 900 / 250), byte(i%250 + 1)})
+				client, err := net.DialUDP("udp4", &net.UDPAddr{IP: from.AsSlice()}, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9})
+				if err != nil {
+					return err
+				}
+				want[from] = true
+				_, err = client.Write([]byte("x"))
+				if err := errors.Join(err, client.Close()); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}()
+	got := map[netip.Addr]bool{}
+	for last := false; ; {
+		sources, err := l.Dropped(service)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, a := range sources {
+			got[a] = true
+		}
+		if last {
+			break
+		}
+		select {
+		case err := <-sent:
+			if last = true; err != nil {
+				t.Error(err)
+			}
+		default:
+		}
+	}
+	for a := range want {
+		if !got[a] {
+			t.Errorf("%s was dropped and is not told of", a)
+		}
+	}
+}

@@ -3,7 +3,9 @@ package lab
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -245,36 +247,50 @@ func (l *Lab) Dropped(service string) ([]netip.Addr, error) {
 	return sources, nil
 }
 
-func dropped(ns *netns.NS) (sources []netip.Addr, err error) {
+func dropped(ns *netns.NS) ([]netip.Addr, error) {
 	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
 	if err != nil {
 		return nil, fmt.Errorf("opening nftables netlink: %w", err)
 	}
 	table := &nftables.Table{Name: firewallTable, Family: nftables.TableFamilyINet}
-	for _, s := range sides() {
-		set, err := conn.GetSetByName(table, s.dropped)
-		if err != nil {
-			return nil, err
-		}
-		set.Table = table
-		elements, err := conn.GetSetElements(set)
-		if err != nil {
-			return nil, err
-		}
-		if len(elements) == 0 {
-			continue
-		}
-		var told []nftables.SetElement
-		for _, e := range elements {
-			if a, ok := netip.AddrFromSlice(e.Key); ok {
-				sources = append(sources, a)
+	told := map[netip.Addr]bool{}
+	for try := 1; ; try++ {
+		for _, s := range sides() {
+			set, err := conn.GetSetByName(table, s.dropped)
+			if err != nil {
+				return nil, err
 			}
-			told = append(told, nftables.SetElement{Key: e.Key})
+			set.Table = table
+			elements, err := conn.GetSetElements(set)
+			if err != nil {
+				return nil, err
+			}
+			// While its hash table grows the kernel lists an element twice, and
+			// to delete it twice would be refused.
+			seen := map[netip.Addr]bool{}
+			var forget []nftables.SetElement
+			for _, e := range elements {
+				if a, ok := netip.AddrFromSlice(e.Key); ok && !seen[a] {
+					seen[a], told[a] = true, true
+					forget = append(forget, nftables.SetElement{Key: e.Key})
+				}
+			}
+			if len(forget) == 0 {
+				continue
+			}
+			// Not the whole set: what was dropped since it was read is for the next call.
+			if err := conn.SetDeleteElements(set, forget); err != nil {
+				return nil, err
+			}
 		}
-		// Not the whole set: what was dropped since it was read is for the next call.
-		if err := conn.SetDeleteElements(set, told); err != nil {
-			return nil, fmt.Errorf("reading the firewall: %w", err)
+		err := conn.Flush()
+		if err == nil {
+			return slices.Collect(maps.Keys(told)), nil
+		}
+		// Packets add elements meanwhile, and the kernel then may not find one
+		// that it has just listed. Nothing was deleted, so nothing is lost.
+		if try == 5 || !errors.Is(err, unix.ENOENT) {
+			return nil, err
 		}
 	}
-	return sources, conn.Flush()
 }
