@@ -5,7 +5,8 @@
 // [Command]: a program in the Pod that starts the real one, and the call's
 // standard input carries frames to it: pieces of the command's own input, the
 // end of that, and signals. When the frames end by themselves nobody is there
-// any more, and the command is killed with whatever it has started.
+// any more, and the command is killed with its process group; what left that by
+// setsid stays.
 //
 // It refuses to keep more than 16 MiB of input that a command does not read:
 // from then on the command's caller waits, and what comes after it too, signals
