@@ -14,27 +14,10 @@ package fleet
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"time"
 
 	"sordino/masq/kube"
-)
-
-// State is how a node's agent is.
-type State string
-
-// The states.
-const (
-	// Ready: the kernel holds what the configuration means.
-	Ready State = "ready"
-	// Rejected: the agent has refused the configuration; the last good one is
-	// in force.
-	Rejected State = "rejected"
-	// Failed: the kernel does not hold what is desired.
-	Failed State = "failed"
-	// Silent: nobody keeps the node's condition up.
-	Silent State = "silent"
 )
 
 // Fleet is all nodes of a cluster at one time.
@@ -43,8 +26,8 @@ type Fleet struct {
 	Sources []Source `json:"sources"`
 	Nodes   []Node   `json:"nodes"`
 	// Counts are how many nodes are in each state.
-	Counts map[State]int `json:"counts"`
-	Behind int           `json:"behind"`
+	Counts map[kube.AgentState]int `json:"counts"`
+	Behind int                     `json:"behind"`
 	// InForce says that every node is ready and current.
 	InForce bool `json:"inForce"`
 }
@@ -59,11 +42,11 @@ type Source struct {
 
 // Node is one node.
 type Node struct {
-	Name       string `json:"name"`
-	Address    string `json:"address,omitempty"`
-	State      State  `json:"state"`
-	Generation string `json:"generation,omitempty"`
-	Hash       string `json:"hash,omitempty"`
+	Name       string          `json:"name"`
+	Address    string          `json:"address,omitempty"`
+	State      kube.AgentState `json:"state"`
+	Generation string          `json:"generation,omitempty"`
+	Hash       string          `json:"hash,omitempty"`
 	// Config is the digest of the configuration that the agent last looked at,
 	// "none" without one, and empty when it has said nothing.
 	Config string `json:"config,omitempty"`
@@ -77,7 +60,7 @@ type Node struct {
 // judge makes a fleet of what was read. agents are the names of the nodes that
 // an agent's Pod is on.
 func judge(objects []kube.Node, agents map[string]bool, sources []Source, now time.Time) Fleet {
-	f := Fleet{Sources: sources, Nodes: []Node{}, Counts: map[State]int{}}
+	f := Fleet{Sources: sources, Nodes: []Node{}, Counts: map[kube.AgentState]int{}}
 	for _, o := range objects {
 		if !o.Counts() {
 			continue // there is no agent for it
@@ -90,7 +73,7 @@ func judge(objects []kube.Node, agents map[string]bool, sources []Source, now ti
 		}
 	}
 	slices.SortFunc(f.Nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
-	f.InForce = len(f.Nodes) > 0 && f.Counts[Ready] == len(f.Nodes) && f.Behind == 0
+	f.InForce = len(f.Nodes) > 0 && f.Counts[kube.AgentReady] == len(f.Nodes) && f.Behind == 0
 	return f
 }
 
@@ -103,24 +86,9 @@ func judgeNode(o kube.Node, agents map[string]bool, sources []Source, now time.T
 		}
 	}
 	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Error == "" && s.Digest == n.Config })
-	n.State = Silent
-	c := o.Condition(kube.ConditionType)
-	if c == nil {
-		n.Reason = "there is no condition " + kube.ConditionType + " on the Node"
-		return n
-	}
-	age := now.Sub(c.LastHeartbeatTime)
-	switch {
-	case age > kube.SilentAfter:
-		n.Reason = fmt.Sprintf("the last heartbeat was %s ago", age.Round(time.Minute))
-	case !agents[n.Name] && !o.Spec.Unschedulable:
-		n.Reason = "there is no agent's Pod on the node"
-	case c.Status == "True":
-		n.State = Ready
-	case c.Reason == kube.ConfigRejected:
-		n.State, n.Reason = Rejected, c.Message
-	default:
-		n.State, n.Reason = Failed, c.Reason+": "+c.Message
+	n.State, n.Reason = o.Agent(now)
+	if n.State != kube.AgentSilent && !agents[n.Name] && !o.Spec.Unschedulable {
+		n.State, n.Reason = kube.AgentSilent, "there is no agent's Pod on the node"
 	}
 	return n
 }

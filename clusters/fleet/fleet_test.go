@@ -40,21 +40,21 @@ func TestJudge(t *testing.T) {
 	for name, tc := range map[string]struct {
 		node    string
 		agents  map[string]bool
-		state   State
+		state   kube.AgentState
 		current bool
 		reason  string
 	}{
-		"ready":           {node("{}", "aa", condition("True", "RulesInPlace", "generation 7", time.Minute)), agents, Ready, true, ""},
-		"behind":          {node("{}", "bb", condition("True", "RulesInPlace", "", time.Minute)), agents, Ready, false, ""},
-		"none, but there": {node("{}", "none", condition("True", "RulesInPlace", "", time.Minute)), agents, Ready, false, ""},
-		"rejected":        {node("{}", "aa", condition("False", "ConfigRejected", "config:3:3: bad", time.Minute)), agents, Rejected, true, "config:3:3: bad"},
-		"unavailable":     {node("{}", "none", condition("False", "ConfigUnavailable", "list configmaps: forbidden", time.Minute)), agents, Failed, false, "ConfigUnavailable: list configmaps: forbidden"},
-		"apply failed":    {node("{}", "aa", condition("False", "ApplyFailed", "no nftables", time.Minute)), agents, Failed, true, "ApplyFailed: no nftables"},
-		"plan rejected":   {node("{}", "aa", condition("False", "PlanRejected", "no such address", time.Minute)), agents, Failed, true, "PlanRejected: no such address"},
-		"no condition":    {node("{}", "aa", ""), agents, Silent, true, "there is no condition"},
-		"old":             {node("{}", "aa", condition("True", "RulesInPlace", "", 16*time.Minute)), agents, Silent, true, "the last heartbeat was 16m0s ago"},
-		"no Pod":          {node("{}", "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, Silent, true, "no agent's Pod"},
-		"cordoned":        {node(`{"unschedulable": true}`, "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, Ready, true, ""},
+		"ready":           {node("{}", "aa", condition("True", "RulesInPlace", "generation 7", time.Minute)), agents, kube.AgentReady, true, ""},
+		"behind":          {node("{}", "bb", condition("True", "RulesInPlace", "", time.Minute)), agents, kube.AgentReady, false, ""},
+		"none, but there": {node("{}", "none", condition("True", "RulesInPlace", "", time.Minute)), agents, kube.AgentReady, false, ""},
+		"rejected":        {node("{}", "aa", condition("False", "ConfigRejected", "config:3:3: bad", time.Minute)), agents, kube.AgentRejected, true, "config:3:3: bad"},
+		"unavailable":     {node("{}", "none", condition("False", "ConfigUnavailable", "list configmaps: forbidden", time.Minute)), agents, kube.AgentFailed, false, "ConfigUnavailable: list configmaps: forbidden"},
+		"apply failed":    {node("{}", "aa", condition("False", "ApplyFailed", "no nftables", time.Minute)), agents, kube.AgentFailed, true, "ApplyFailed: no nftables"},
+		"plan rejected":   {node("{}", "aa", condition("False", "PlanRejected", "no such address", time.Minute)), agents, kube.AgentRejected, true, "no such address"},
+		"no condition":    {node("{}", "aa", ""), agents, kube.AgentSilent, true, "there is no condition"},
+		"old":             {node("{}", "aa", condition("True", "RulesInPlace", "", 16*time.Minute)), agents, kube.AgentSilent, true, "its agent has said nothing since 20"},
+		"no Pod":          {node("{}", "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, kube.AgentSilent, true, "no agent's Pod"},
+		"cordoned":        {node(`{"unschedulable": true}`, "aa", condition("True", "RulesInPlace", "", time.Minute)), nil, kube.AgentReady, true, ""},
 	} {
 		f := judge([]kube.Node{nodeOf(t, tc.node)}, tc.agents, sources, now)
 		n := f.Nodes[0]
@@ -64,7 +64,7 @@ func TestJudge(t *testing.T) {
 		if n.Address != "10.0.0.1" || n.Generation != "7" || n.Hash != "h" || n.Version != "v1" {
 			t.Errorf("%s: %+v", name, n)
 		}
-		if want := tc.state == Ready && tc.current; f.InForce != want || f.Counts[tc.state] != 1 || (f.Behind == 0) != tc.current {
+		if want := tc.state == kube.AgentReady && tc.current; f.InForce != want || f.Counts[tc.state] != 1 || (f.Behind == 0) != tc.current {
 			t.Errorf("%s: %+v", name, f)
 		}
 	}
@@ -101,7 +101,7 @@ func TestRead(t *testing.T) {
 		return f
 	}
 	f := read()
-	if len(f.Nodes) != nodes || f.Counts[Silent] != nodes || f.Behind != 0 || len(f.Sources) != 1 || f.Sources[0].Digest != "none" {
+	if len(f.Nodes) != nodes || f.Counts[kube.AgentSilent] != nodes || f.Behind != 0 || len(f.Sources) != 1 || f.Sources[0].Digest != "none" {
 		t.Fatalf("%d nodes, %v, %d behind, %v", len(f.Nodes), f.Counts, f.Behind, f.Sources)
 	}
 	if n := f.Nodes[1]; n.Name != "n001" || n.Generation != "3" || n.Address != "10.0.0.1" || !strings.Contains(n.Reason, "no agent's Pod") {
@@ -114,7 +114,7 @@ func TestRead(t *testing.T) {
 	c.Kubectl(t, `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "kube-system", "labels": {"k8s-app": "ip-masq-agent"}}, "spec": {"nodeName": "n001", "containers": [{"name": "a", "image": "a"}]}}`, "create", "-f", "-")
 	c.Kubectl(t, "", "patch", "pod", "-n", "kube-system", "a", "--subresource=status", "--type=merge", "-p", `{"status": {"phase": "Running"}}`)
 	f = read()
-	if f.Behind != nodes || f.Counts[Ready] != 1 || f.Sources[0].Digest != "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" {
+	if f.Behind != nodes || f.Counts[kube.AgentReady] != 1 || f.Sources[0].Digest != "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" {
 		t.Errorf("%v, %d behind, %v", f.Counts, f.Behind, f.Sources)
 	}
 
@@ -135,7 +135,7 @@ func TestRead(t *testing.T) {
 		t.Fatalf("%v, %d behind", f.Sources, f.Behind)
 	}
 	c.Kubectl(t, "", "annotate", "node", "n001", "--overwrite", "sordino.dev/masq-config="+f.Sources[1].Digest)
-	if f = read(); !f.Nodes[1].Current || f.Nodes[1].State != Ready || f.Behind != nodes-1 {
+	if f = read(); !f.Nodes[1].Current || f.Nodes[1].State != kube.AgentReady || f.Behind != nodes-1 {
 		t.Errorf("%+v", f.Nodes[1])
 	}
 

@@ -138,7 +138,7 @@ func writeFleet(w io.Writer, f fleet.Fleet) {
 	}
 	table(w, "NODE\tADDRESS\tSTATE\tGENERATION\tHASH\tCONFIG\tAGENT\tREASON", rows)
 	counts := []string{}
-	for _, s := range []fleet.State{fleet.Ready, fleet.Rejected, fleet.Failed, fleet.Silent} {
+	for _, s := range []kube.AgentState{kube.AgentReady, kube.AgentRejected, kube.AgentFailed, kube.AgentSilent} {
 		if f.Counts[s] > 0 {
 			counts = append(counts, fmt.Sprintf("%d %s", f.Counts[s], s))
 		}

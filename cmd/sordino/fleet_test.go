@@ -12,6 +12,7 @@ import (
 
 	"sordino/clusters/fleet"
 	"sordino/internal/kubetest"
+	"sordino/masq/kube"
 )
 
 // The fleet of a real API server, with what agents write on their Nodes.
@@ -61,7 +62,7 @@ n4    -           silent    -           -             -                     -  t
 	}
 	code, out, _ = status("--format", "json")
 	var f fleet.Fleet
-	if err := json.Unmarshal([]byte(out), &f); err != nil || code != 1 || len(f.Nodes) != 4 || f.InForce || f.Nodes[1].State != fleet.Rejected || f.Nodes[0].Config != digest {
+	if err := json.Unmarshal([]byte(out), &f); err != nil || code != 1 || len(f.Nodes) != 4 || f.InForce || f.Nodes[1].State != kube.AgentRejected || f.Nodes[0].Config != digest {
 		t.Errorf("%d %v\n%s", code, err, out)
 	}
 

@@ -94,7 +94,7 @@ func (d *Driver) awaitAgents(ctx context.Context, c *cluster, e *environment.Env
 		var lack []string
 		for i := range all {
 			n := &all[i]
-			if reason := n.rejects(digest); reason != "" {
+			if reason := n.rejects(digest, d.Now()); reason != "" {
 				return driver.ConfigRejected(n.Metadata.Name, reason)
 			}
 			if why := n.lacks(digest, d.Now()); why != "" {

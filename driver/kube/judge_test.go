@@ -79,12 +79,12 @@ func TestWhatANodeLacks(t *testing.T) {
 		rejects string
 	}{
 		"in place":         {n: with("d", "True", "RulesInPlace", "generation 1", time.Minute)},
-		"nothing said":     {n: &node{}, lacks: "its agent has not said anything yet"},
+		"nothing said":     {n: &node{}, lacks: "there is no condition IPMasqueradeReady on the Node"},
 		"another text":     {n: with("e", "True", "RulesInPlace", "", 0), lacks: "its agent has not looked at the configuration yet"},
-		"rejects":          {n: with("d", "False", "ConfigRejected", "ip-masq-agent:1:2: no", 0), lacks: "ConfigRejected: ip-masq-agent:1:2: no", rejects: "ip-masq-agent:1:2: no"},
+		"rejects":          {n: with("d", "False", "ConfigRejected", "ip-masq-agent:1:2: no", 0), lacks: "ip-masq-agent:1:2: no", rejects: "ip-masq-agent:1:2: no"},
 		"rejected another": {n: with("e", "False", "ConfigRejected", "no", 0), lacks: "its agent has not looked at the configuration yet"},
 		"cannot ask":       {n: with(kube.NoConfig, "False", "ConfigUnavailable", "list configmaps: forbidden", 0), lacks: "ConfigUnavailable: list configmaps: forbidden"},
-		"cannot plan":      {n: with("d", "False", "PlanRejected", "no such address", 0), lacks: "PlanRejected: no such address", rejects: "no such address"},
+		"cannot plan":      {n: with("d", "False", "PlanRejected", "no such address", 0), lacks: "no such address", rejects: "no such address"},
 		"cannot apply":     {n: with("d", "False", "ApplyFailed", "EPERM", 0), lacks: "ApplyFailed: EPERM"},
 		"almost silent":    {n: with("d", "True", "RulesInPlace", "", 15*time.Minute)},
 		"silent":           {n: with("d", "True", "RulesInPlace", "", 15*time.Minute+time.Second), lacks: "its agent has said nothing since 2026-11-28T23:44:59Z"},
@@ -94,10 +94,10 @@ func TestWhatANodeLacks(t *testing.T) {
 		}
 		// Without a configuration a digest is that of one that nobody could be
 		// asked for.
-		if name == "cannot ask" && test.n.rejects(kube.NoConfig) != "" {
+		if name == "cannot ask" && test.n.rejects(kube.NoConfig, now) != "" {
 			t.Errorf("%s: counts as rejected", name)
 		}
-		if got := test.n.rejects("d"); got != test.rejects {
+		if got := test.n.rejects("d", now); got != test.rejects {
 			t.Errorf("%s: rejects %q", name, got)
 		}
 	}

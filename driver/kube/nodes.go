@@ -85,30 +85,22 @@ func (n *node) outside(e *environment.Environment) string {
 
 // rejects is why the agent does not take the configuration with a digest;
 // empty when it does, or has not looked at it.
-func (n *node) rejects(digest string) string {
-	c := n.Condition(kube.ConditionType)
-	if c == nil || c.Status != "False" || c.Reason != kube.ConfigRejected && c.Reason != kube.PlanRejected || n.Metadata.Annotations[kube.AnnotationConfig] != digest {
-		return ""
+func (n *node) rejects(digest string, now time.Time) string {
+	if state, why := n.Agent(now); state == kube.AgentRejected && n.Metadata.Annotations[kube.AnnotationConfig] == digest {
+		return why
 	}
-	return c.Message
+	return ""
 }
 
 // lacks is why the node does not hold a configuration; empty when it does.
 func (n *node) lacks(digest string, now time.Time) string {
-	c := n.Condition(kube.ConditionType)
-	switch {
-	case c == nil:
-		return "its agent has not said anything yet (there is no condition " + kube.ConditionType + ")"
-	case c.Status != "True" && c.Reason == kube.ConfigUnavailable:
-		return fmt.Sprintf("%s: %s", c.Reason, c.Message)
-	case n.Metadata.Annotations[kube.AnnotationConfig] != digest:
+	state, why := n.Agent(now)
+	// Whatever was told of a former configuration is no news; that none could be
+	// asked for is.
+	if state != kube.AgentSilent && n.Metadata.Annotations[kube.AnnotationConfig] != digest && n.Condition(kube.ConditionType).Reason != kube.ConfigUnavailable {
 		return "its agent has not looked at the configuration yet"
-	case c.Status != "True":
-		return fmt.Sprintf("%s: %s", c.Reason, c.Message)
-	case !c.LastHeartbeatTime.IsZero() && now.Sub(c.LastHeartbeatTime) > kube.SilentAfter:
-		return fmt.Sprintf("its agent has said nothing since %s", c.LastHeartbeatTime.UTC().Format(time.RFC3339))
 	}
-	return ""
+	return why
 }
 
 // traces are what an agent left on the Node.

@@ -78,7 +78,7 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 			digest := digestOf(e.Agent.Text)
 			for _, trouble := range []func() string{
 				func() string { return m.outside(e) },
-				func() string { return m.rejects(digest) },
+				func() string { return m.rejects(digest, d.Now()) },
 				func() string { return podTrouble(agentSet, agents, m.Metadata.Name, true) },
 				func() string { return m.lacks(digest, d.Now()) },
 			} {

@@ -84,6 +84,41 @@ func (n *Node) Condition(kind string) *Condition {
 	return &n.Status.Conditions[i]
 }
 
+// AgentState is how a Node's agent is, by what it told there.
+type AgentState string
+
+// The states.
+const (
+	// AgentReady: the kernel holds what the configuration means.
+	AgentReady AgentState = "ready"
+	// AgentRejected: the agent has refused the configuration; the last good one
+	// is in force.
+	AgentRejected AgentState = "rejected"
+	// AgentFailed: the kernel does not hold what is desired, or the agent cannot
+	// ask what that is.
+	AgentFailed AgentState = "failed"
+	// AgentSilent: nobody keeps the Node's condition up.
+	AgentSilent AgentState = "silent"
+)
+
+// Agent judges the Node's condition at a time. Why says why the agent is not
+// ready.
+func (n *Node) Agent(now time.Time) (state AgentState, why string) {
+	c := n.Condition(ConditionType)
+	if c == nil {
+		return AgentSilent, "there is no condition " + ConditionType + " on the Node"
+	}
+	switch {
+	case now.Sub(c.LastHeartbeatTime) > SilentAfter:
+		return AgentSilent, "its agent has said nothing since " + c.LastHeartbeatTime.UTC().Format(time.RFC3339)
+	case c.Status == "True":
+		return AgentReady, ""
+	case c.Reason == ConfigRejected, c.Reason == PlanRejected:
+		return AgentRejected, c.Message
+	}
+	return AgentFailed, c.Reason + ": " + c.Message
+}
+
 // Counts reports whether the Node is one that an agent has to be on: those of
 // other systems than Linux are not. One that does not say its system counts.
 // The DaemonSet leaves it out, and it is better named for want of an agent than
