@@ -366,7 +366,7 @@ func testTargetCluster(t *testing.T, c *kubetest.Cluster) {
 		t.Fatalf("claiming: %d %s", code, text)
 	}
 	for _, base := range []string{deploy.AgentBase, deploy.CleanupBase} {
-		objects, err := deploy.Objects(base, deploy.Options{Image: "registry.example.com/ip-masq-agent:v1", Labels: map[string]string{"sordino.dev/environment": "1"}})
+		objects, err := deploy.Objects(base, deploy.Options{Image: "registry.example.com/ip-masq-agent:v1"})
 		if err != nil {
 			t.Fatal(err)
 		}

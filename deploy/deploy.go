@@ -40,8 +40,6 @@ type Options struct {
 	Image string
 	// Arguments are further ones of the agent.
 	Arguments []string
-	// Labels are added to every object, but not to Pods.
-	Labels map[string]string
 }
 
 // Objects are those of a base, in the order in which they are applied.
@@ -51,16 +49,6 @@ func Objects(base string, o Options) ([]*unstructured.Unstructured, error) {
 		return nil, err
 	}
 	for _, object := range objects {
-		if len(o.Labels) > 0 {
-			labels := object.GetLabels()
-			if labels == nil {
-				labels = map[string]string{}
-			}
-			for key, value := range o.Labels {
-				labels[key] = value
-			}
-			object.SetLabels(labels)
-		}
 		for _, field := range []string{"initContainers", "containers"} {
 			if err := setContainers(object, o, "spec", "template", "spec", field); err != nil {
 				return nil, fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)

@@ -11,6 +11,7 @@ import (
 	"sordino/driver"
 	"sordino/environment"
 	"sordino/environment/address"
+	"sordino/masq/kube"
 )
 
 const (
@@ -50,7 +51,7 @@ func (d *Driver) agentObjects(e *environment.Environment) ([]*unstructured.Unstr
 		return nil, err
 	}
 	config := configMap()
-	config.Object["data"] = map[string]any{"config": e.Agent.Text}
+	config.Object["data"] = map[string]any{kube.ConfigKey: e.Agent.Text}
 	return append([]*unstructured.Unstructured{config}, objects...), nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"sordino/driver"
 	"sordino/environment"
+	"sordino/internal/podexec"
 )
 
 // Run runs a command in the worker Pod of a node, of the first when it is
@@ -37,7 +38,7 @@ func (d *Driver) Run(ctx context.Context, e *environment.Environment, node strin
 		return 0, driver.NotThere(e, fmt.Errorf("%s", c.explained(ctx, workerSet, p)))
 	}
 	status, err := c.run(ctx, p.Metadata.Name, command, s)
-	if errors.Is(err, errNotStarted) {
+	if errors.As(err, new(*podexec.NotStarted)) {
 		return 0, driver.NotStarted(p.Spec.NodeName, p.Metadata.Name, err)
 	}
 	return status, c.about(err)

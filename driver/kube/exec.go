@@ -16,9 +16,6 @@ import (
 	"sordino/internal/podexec"
 )
 
-// errNotStarted is a command that its container cannot start.
-var errNotStarted = errors.New("the command cannot be started")
-
 // run runs a command for somebody in a Pod of the workers and returns its exit
 // status. It ends when the context does.
 func (c *cluster) run(ctx context.Context, pod string, command []string, s driver.Streams) (int, error) {
@@ -27,7 +24,7 @@ func (c *cluster) run(ctx context.Context, pod string, command []string, s drive
 	status, err := c.exec(ctx, workerSet.namespace, pod, workerSet.container, podexec.Command(command),
 		driver.Streams{Stdin: frames, Stdout: s.Stdout, Stderr: stderr})
 	if err == nil && status != 0 && stderr.Refused() != nil {
-		return 0, fmt.Errorf("%w: %w", errNotStarted, errors.Unwrap(stderr.Refused()))
+		return 0, stderr.Refused()
 	}
 	return status, err
 }
@@ -75,7 +72,7 @@ func (c *cluster) exec(ctx context.Context, namespace, pod, container string, co
 	case errors.As(err, &status):
 		return status.Code, nil
 	case strings.Contains(err.Error(), "executable file not found"), strings.Contains(err.Error(), "exec failed"):
-		return 0, fmt.Errorf("%w: %w", errNotStarted, err)
+		return 0, &podexec.NotStarted{Err: err}
 	}
 	return 0, fmt.Errorf("running %s in the Pod %s: %w", command[0], pod, err)
 }
