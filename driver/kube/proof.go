@@ -50,27 +50,13 @@ func judge(e *environment.Environment, packets []packet) (proof, detail string, 
 	var sentences, unproven []string
 	var errs []error
 	for _, p := range packets {
-		sentence, err := p.Prove(e)
-		if !p.SeenAs.IsValid() {
-			// Nobody knows who dropped it; it had to arrive if it was masqueraded.
-			own := p
-			own.Dropped = true
-			_, err = own.Prove(e)
-			if err != nil {
-				_, err = p.Prove(e)
-			}
-		}
-		switch {
-		case !e.AgentEnabled() && p.SeenAs.IsValid():
-			sentences = append(sentences, fmt.Sprintf("%s was seen as %s by %s (the agent is not enabled)", p.From, p.SeenAs, p.To))
-		case err != nil && e.AgentEnabled():
+		switch proven, why, err := p.proves(e); {
+		case err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w", p.on, err))
-		case !e.AgentEnabled():
-			unproven = append(unproven, fmt.Sprintf("%s did not answer %s (%s)", p.To, p.From, p.Err))
-		case !p.SeenAs.IsValid():
-			unproven = append(unproven, fmt.Sprintf("%s keeps its own address, and %s did not answer it (%s)", p.From, p.To, p.Err))
+		case why != "":
+			unproven = append(unproven, why)
 		default:
-			sentences = append(sentences, sentence)
+			sentences = append(sentences, proven)
 		}
 	}
 	switch {
@@ -92,6 +78,25 @@ func judge(e *environment.Environment, packets []packet) (proof, detail string, 
 type packet struct {
 	driver.Packet
 	on string
+}
+
+// proves says what a packet proves, or why it proves nothing, or what is wrong.
+func (p packet) proves(e *environment.Environment) (proven, unproven string, err error) {
+	switch {
+	case !e.AgentEnabled() && p.SeenAs.IsValid():
+		return fmt.Sprintf("%s was seen as %s by %s (the agent is not enabled)", p.From, p.SeenAs, p.To), "", nil
+	case !e.AgentEnabled():
+		return "", fmt.Sprintf("%s did not answer %s (%s)", p.To, p.From, p.Err), nil
+	case !p.SeenAs.IsValid():
+		// Nobody knows who dropped it; it had to arrive if it was masqueraded.
+		dropped := p.Packet
+		dropped.Dropped = true
+		if _, err := dropped.Prove(e); err == nil {
+			return "", fmt.Sprintf("%s keeps its own address, and %s did not answer it (%s)", p.From, p.To, p.Err), nil
+		}
+	}
+	proven, err = p.Prove(e)
+	return proven, "", err
 }
 
 // send has every Pod of a set on these nodes call the probe target.
