@@ -159,6 +159,14 @@ const (
 	lookAgain = 5 * time.Second
 )
 
+// pause ends after a time, or with the context.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
 // until looks, and looks again whenever something of the selections changes,
 // until there is no error, or one that stays. When the time is over the error
 // is what was missing last.
@@ -190,19 +198,12 @@ func (c *cluster) until(ctx context.Context, watched []selection, look func(cont
 			return err
 		}
 		last = err
-		t := time.NewTimer(calm)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-		}
-		t.Reset(lookAgain)
+		pause(ctx, calm)
 		select {
 		case <-news:
-		case <-t.C:
+		case <-time.After(lookAgain):
 		case <-ctx.Done():
-			t.Stop()
 			return last
 		}
-		t.Stop()
 	}
 }

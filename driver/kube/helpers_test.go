@@ -114,7 +114,7 @@ func newWorld(t *testing.T, nodes ...string) *world {
 				last = err.Error()
 				t.Logf("the nodes: %v", err)
 			}
-			wait(ctx, 30*time.Millisecond)
+			pause(ctx, 30*time.Millisecond)
 		}
 	}()
 	t.Cleanup(func() {
@@ -138,16 +138,6 @@ func newWorld(t *testing.T, nodes ...string) *world {
 		})
 	})
 	return w
-}
-
-// t.Context is over when cleaning up.
-func wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // declare is a clusters file with one cluster.

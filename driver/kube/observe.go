@@ -1,6 +1,7 @@
 package kubedriver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -67,6 +68,7 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 			return o, err
 		}
 	}
+	digest, now := digestOf(e.Agent.Text), d.Now()
 	for i := range machines {
 		m := &machines[i]
 		n := environment.ObservedNode{Name: m.Metadata.Name, Network: m.network(), Error: m.notReady()}
@@ -75,25 +77,10 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 			if m.Metadata.Annotations[kube.AnnotationConfig] == s.ConfigDigest {
 				n.ConfigGeneration = s.ConfigGeneration
 			}
-			digest := digestOf(e.Agent.Text)
-			for _, trouble := range []func() string{
-				func() string { return m.outside(e) },
-				func() string { return m.rejects(digest, d.Now()) },
-				func() string { return podTrouble(agentSet, agents, m.Metadata.Name, true) },
-				func() string { return m.lacks(digest, d.Now()) },
-			} {
-				if n.Error == "" {
-					n.Error = trouble()
-				}
-			}
+			n.Error = cmp.Or(n.Error, m.outside(e), m.rejects(digest, now), podTrouble(agentSet, agents, n.Name, true), m.lacks(digest, now))
 		}
-		if n.Error == "" {
-			// Taints may keep workers off a node; the agent takes them all.
-			n.Error = podTrouble(workerSet, workers, m.Metadata.Name, rolling != nil)
-		}
-		if n.Error == "" {
-			n.Error = drift
-		}
+		// Taints may keep workers off a node; the agent takes them all.
+		n.Error = cmp.Or(n.Error, podTrouble(workerSet, workers, n.Name, rolling != nil), drift)
 		n.Ready = n.Error == ""
 		o.Nodes = append(o.Nodes, n)
 	}

@@ -115,11 +115,7 @@ func (d *Driver) watchEnvironment(ctx context.Context, declared *clusters.Cluste
 			return
 		case <-every.C:
 		case <-news:
-			t := time.NewTimer(gather)
-			select {
-			case <-t.C:
-			case <-ctx.Done():
-				t.Stop()
+			if pause(ctx, gather); ctx.Err() != nil {
 				return
 			}
 		}
@@ -207,12 +203,7 @@ func (d *Driver) listen(ctx context.Context, declared *clusters.Cluster, s selec
 			look()
 		}
 		lost, away = true, true
-		t := time.NewTimer(retry)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-		}
-		t.Stop()
+		pause(ctx, retry)
 		retry = min(2*retry, lastRetry)
 	}
 }
@@ -225,12 +216,7 @@ func (c *cluster) follow(ctx context.Context, all []selection, tell func()) {
 		running.Go(func() {
 			for ctx.Err() == nil {
 				if err := c.stream(ctx, s, tell, func(*unstructured.Unstructured, bool) { tell() }); err != nil {
-					t := time.NewTimer(firstRetry)
-					select {
-					case <-t.C:
-					case <-ctx.Done():
-					}
-					t.Stop()
+					pause(ctx, firstRetry)
 				}
 			}
 		})
