@@ -1,6 +1,7 @@
 package kubeserver
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -163,13 +164,7 @@ func TestStory(t *testing.T) {
 	// Drift.
 	cluster.Kubectl(t, "", "patch", "configmap", "-n", "kube-system", "ip-masq-agent", "-p", `{"data":{"config":"nonMasqueradeCIDRs: [0.0.0.0/0]"}}`)
 	cluster.Kubectl(t, "", "delete", "daemonset", "-n", "sordino", "airflow-worker")
-	w.eventually(func() error {
-		config, err := cluster.TryKubectl(t.Context(), "", "get", "configmap", "-n", "kube-system", "ip-masq-agent", "-o", "jsonpath={.data.config}")
-		if err == nil && config != masked {
-			err = fmt.Errorf("the ConfigMap holds %q", config)
-		}
-		return err
-	})
+	w.configMapHolds(masked)
 	w.inForce(3)
 	if !strings.Contains(w.Log.String(), "kubectl-patch has set .data.config") {
 		t.Error("the log does not say who changed the ConfigMap")
@@ -198,10 +193,7 @@ func TestStory(t *testing.T) {
 		t.Fatal(err)
 	}
 	cluster.Kubectl(t, "", "delete", "configmap", "-n", "kube-system", "ip-masq-agent")
-	w.eventually(func() error {
-		_, err := cluster.TryKubectl(t.Context(), "", "get", "configmap", "-n", "kube-system", "ip-masq-agent")
-		return err
-	})
+	w.configMapHolds(masked)
 	w.inForce(4)
 
 	if _, err := exec.LookPath("gcloud"); err == nil {
@@ -215,6 +207,22 @@ func TestStory(t *testing.T) {
 		t.Errorf("the proof of the removal: %q", proof)
 	}
 	w.free()
+}
+
+// configMapHolds waits until the agents' ConfigMap has this configuration.
+func (w *world) configMapHolds(config string) {
+	w.t.Helper()
+	w.eventually(func() error {
+		var has struct{ Data struct{ Config string } }
+		text, err := cluster.Get(w.t.Context(), "/api/v1/namespaces/kube-system/configmaps/ip-masq-agent")
+		if err == nil {
+			err = json.Unmarshal(text, &has)
+		}
+		if err == nil && has.Data.Config != config {
+			err = fmt.Errorf("the ConfigMap holds %q", has.Data.Config)
+		}
+		return err
+	})
 }
 
 // commandsEnd interrupts and kills clients whose command would go on for ever,
