@@ -10,6 +10,7 @@ import (
 
 	"sordino/clusters/fleet"
 	"sordino/internal/kubetest"
+	"sordino/masq/kube"
 )
 
 // The agent with EgressNATPolicies as its configuration, and what others see of
@@ -45,7 +46,7 @@ func TestEgressNATSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := func(state fleet.State, reason string) {
+	seen := func(state kube.AgentState, reason string) {
 		t.Helper()
 		eventually(t, string(state), func() error {
 			f, err := reader.Read(t.Context())
@@ -58,7 +59,7 @@ func TestEgressNATSource(t *testing.T) {
 
 	state := t.TempDir()
 	background(t, n.Node, "run", "--state-dir="+state, "--config="+filepath.Join(state, "none"), "--http-address=", "--node-name=n1", "--config-source=egress-nat-policy", "--kubeconfig="+kubeconfig)
-	seen(fleet.Ready, "")
+	seen(kube.AgentReady, "")
 	explained := func(what string) {
 		t.Helper()
 		eventually(t, what, func() error {
@@ -73,10 +74,10 @@ func TestEgressNATSource(t *testing.T) {
 
 	// What it cannot use changes no rule, and all see why.
 	policy("fd00::/8")
-	seen(fleet.Rejected, "EgressNATPolicy default, spec.destinations[0].cidr: ipv6 is not enabled")
+	seen(kube.AgentRejected, "EgressNATPolicy default, spec.destinations[0].cidr: ipv6 is not enabled")
 	explained("decided:  198.51.100.0/24")
 	k.Kubectl(t, "", "wait", "--for=condition=Accepted=False", "--timeout=2m", "egressnatpolicy/default")
 	policy("203.0.113.0/24")
-	seen(fleet.Ready, "")
+	seen(kube.AgentReady, "")
 	explained("verdict:  masquerade")
 }
