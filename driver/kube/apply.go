@@ -242,24 +242,30 @@ func (c *cluster) conflict(foreign []*unstructured.Unstructured, why []string) e
 	return e
 }
 
-// parts are what of an object is somebody's intent. Of labels and annotations
-// only our own can differ.
-var parts = [][]string{{"metadata", "labels"}, {"metadata", "annotations"}, {"spec"}, {"data"}, {"binaryData"}, {"rules"}, {"roleRef"}, {"subjects"}, {"webhooks"}}
+// intent is what of an object somebody wants: all that the cluster does not
+// write by itself.
+func intent(o *unstructured.Unstructured) map[string]any {
+	out := maps.Clone(o.Object)
+	for _, field := range []string{"apiVersion", "kind", "status"} {
+		delete(out, field)
+	}
+	metadata := map[string]any{}
+	for _, field := range []string{"labels", "annotations"} {
+		metadata[field], _, _ = unstructured.NestedFieldNoCopy(o.Object, "metadata", field)
+	}
+	out["metadata"] = metadata
+	return out
+}
 
-// drift says in which parts an object is not what it would be if it were
-// replaced by ours; empty when in none. It changes nothing.
+// drift says in what an object is not what it would be if it were replaced by
+// ours; empty when in nothing. It changes nothing. Of labels and annotations
+// only our own can differ.
 func (c *cluster) drift(ctx context.Context, o, is *unstructured.Unstructured) (string, error) {
 	would, err := c.update(ctx, o, is, []string{metav1.DryRunAll})
 	if err != nil {
 		return "", err
 	}
-	var differ []string
-	for _, part := range parts {
-		a, _, _ := unstructured.NestedFieldNoCopy(is.Object, part...)
-		b, _, _ := unstructured.NestedFieldNoCopy(would.Object, part...)
-		differ = append(differ, differences("."+strings.Join(part, "."), a, b)...)
-	}
-	return clusters.Some(differ), nil
+	return clusters.Some(differences("", intent(is), intent(would))), nil
 }
 
 // update replaces the object at the revision that was read, and keeps of others
