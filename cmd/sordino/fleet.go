@@ -33,8 +33,10 @@ server: --server, --token-file, --ca-file and --project are the other commands'
 and mean nothing here. A node is
 
   ready     the kernel holds what the configuration means
-  rejected  the agent refused the configuration; the last good one is in force
-  failed    the kernel does not hold what is desired
+  rejected  the agent refused the configuration, or can make no rules of it on
+            this node; what held before goes on
+  failed    the kernel does not hold what is desired, or the agent cannot ask
+            what that is
   silent    nobody keeps its condition up: no condition, no heartbeat for ` + fmt.Sprint(kube.SilentAfter.Minutes()) + `
             minutes, or no agent's Pod on it
 
