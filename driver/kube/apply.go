@@ -243,29 +243,32 @@ func (c *cluster) conflict(foreign []*unstructured.Unstructured, why []string) e
 }
 
 // intent is what of an object somebody wants: all that the cluster does not
-// write by itself.
-func intent(o *unstructured.Unstructured) map[string]any {
+// write by itself. Of labels and annotations that is what ours has, too: others
+// may be written with every change.
+func intent(o, ours *unstructured.Unstructured) map[string]any {
 	out := maps.Clone(o.Object)
 	for _, field := range []string{"apiVersion", "kind", "status"} {
 		delete(out, field)
 	}
 	metadata := map[string]any{}
 	for _, field := range []string{"labels", "annotations"} {
-		metadata[field], _, _ = unstructured.NestedFieldNoCopy(o.Object, "metadata", field)
+		all, _, _ := unstructured.NestedMap(o.Object, "metadata", field)
+		own, _, _ := unstructured.NestedMap(ours.Object, "metadata", field)
+		maps.DeleteFunc(all, func(key string, _ any) bool { _, has := own[key]; return !has })
+		metadata[field] = all
 	}
 	out["metadata"] = metadata
 	return out
 }
 
 // drift says in what an object is not what it would be if it were replaced by
-// ours; empty when in nothing. It changes nothing. Of labels and annotations
-// only our own can differ.
+// ours; empty when in nothing. It changes nothing.
 func (c *cluster) drift(ctx context.Context, o, is *unstructured.Unstructured) (string, error) {
 	would, err := c.update(ctx, o, is, []string{metav1.DryRunAll})
 	if err != nil {
 		return "", err
 	}
-	return clusters.Some(differences("", intent(is), intent(would))), nil
+	return clusters.Some(differences("", intent(is, o), intent(would, o))), nil
 }
 
 // update replaces the object at the revision that was read, and keeps of others

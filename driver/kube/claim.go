@@ -16,6 +16,7 @@ import (
 
 // Annotations of a claim.
 const (
+	annotationPrefix = "sordino.dev/"
 	// serverAnnotation is whose claim it is: only that server prunes it.
 	serverAnnotation = "sordino.dev/server"
 	nameAnnotation   = "sordino.dev/environment-name"
@@ -26,7 +27,7 @@ const (
 // cluster over, or takes it away, has nothing else to go by.
 type state struct {
 	Generation int64 `json:"generation,omitempty"`
-	// Nodes is a digest of those that the proof is of.
+	// Nodes is a digest of those that were there, and which had a worker to prove.
 	Nodes   string    `json:"nodes,omitempty"`
 	Proof   string    `json:"proof,omitempty"`
 	Checked time.Time `json:"checked,omitzero"`

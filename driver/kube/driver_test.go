@@ -216,7 +216,7 @@ func TestDriftIsRepairedAndTold(t *testing.T) {
 		{"another configuration", []string{"patch", "configmap", "-n", "kube-system", "ip-masq-agent", "-p", `{"data":{"config":"nonMasqueradeCIDRs: []"}}`}, "kubectl-patch has set .data.config"},
 		{"fewer rights", []string{"patch", "clusterrole", "ip-masq-agent", "--type=json", "-p", `[{"op":"remove","path":"/rules/0"}]`}, "kubectl-patch has set .rules"},
 		{"a token for every Pod", []string{"patch", "serviceaccount", "-n", "kube-system", "ip-masq-agent", "-p", `{"automountServiceAccountToken":true}`}, "kubectl-patch has set .automountServiceAccountToken"},
-		{"the processes of the node", []string{"patch", "daemonset", "-n", "kube-system", "ip-masq-agent", "-p", `{"spec":{"template":{"spec":{"hostPID":true}}}}`}, ".spec.template.spec.hostPID"},
+		{"the processes of the node", []string{"patch", "daemonset", "-n", "kube-system", "ip-masq-agent", "-p", `{"spec":{"template":{"spec":{"hostPID":true}}}}`}, "it should be again: .spec.template.spec.hostPID"},
 		{"another level of Pod security", []string{"label", "namespace", "sordino", "--overwrite", "pod-security.kubernetes.io/enforce=restricted"}, "kubectl-label has set .metadata.labels.pod-security.kubernetes.io/enforce"},
 		{"no level of Pod security", []string{"label", "namespace", "sordino", "pod-security.kubernetes.io/enforce-"}, ""},
 		{"no server", []string{"annotate", "namespace", "sordino", "sordino.dev/server-"}, ""},

@@ -18,6 +18,7 @@ import (
 	"cloud.google.com/go/orchestration/airflow/service/apiv1/servicepb"
 	"github.com/google/uuid"
 	"go.uber.org/goleak"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -77,6 +78,9 @@ type world struct {
 	c    *cluster
 	file *clusters.Clusters
 
+	// news is that the nodes may have something to do.
+	news chan struct{}
+
 	mu sync.Mutex
 	// reject is a text in a configuration that the agent of a node rejects.
 	reject map[string]string
@@ -86,7 +90,7 @@ type world struct {
 	away map[string]bool
 }
 
-func newWorld(t *testing.T, nodes ...string) *world {
+func newWorld(t *testing.T, names ...string) *world {
 	t.Helper()
 	if shared == nil {
 		var err error
@@ -95,49 +99,108 @@ func newWorld(t *testing.T, nodes ...string) *world {
 			t.Fatal(err)
 		}
 	}
-	w := &world{t: t, k: shared, reject: map[string]string{}, waiting: map[string]string{}, away: map[string]bool{}}
+	w := &world{t: t, k: shared, news: make(chan struct{}, 1), reject: map[string]string{}, waiting: map[string]string{}, away: map[string]bool{}}
 	w.file = declare(t, shared, "cluster-1")
 	var err error
 	if w.c, err = open(w.file.ByName("cluster-1")); err != nil {
 		t.Fatal(err)
 	}
-	for i, name := range nodes {
+	for i, name := range names {
 		w.addNode(name, i+11)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var running sync.WaitGroup
+	running.Go(func() {
+		w.c.follow(ctx, []selection{{resource: pods}, {resource: nodes}, {resource: configMaps, namespace: agentNamespace}}, w.poke)
+	})
+	running.Go(func() {
 		last := ""
 		for ctx.Err() == nil {
-			if err := w.play(ctx); err != nil && ctx.Err() == nil && err.Error() != last {
-				last = err.Error()
-				t.Logf("the nodes: %v", err)
+			if err := w.play(ctx); err != nil && ctx.Err() == nil {
+				if err.Error() != last {
+					last = err.Error()
+					t.Logf("the nodes: %v", err)
+				}
+				w.poke() // it is tried again
 			}
-			pause(ctx, 30*time.Millisecond)
+			pause(ctx, 30*time.Millisecond) // what changes at once is one thing to do
+			select {
+			case <-w.news:
+			case <-ctx.Done():
+			}
 		}
-	}()
+	})
 	t.Cleanup(func() {
-		clean := func(args ...string) {
-			if _, err := w.k.TryKubectl(context.Background(), "", append([]string{"delete", "--wait=false"}, args...)...); err != nil {
-				t.Error(err)
-			}
-		}
-		clean("namespace", clusters.Namespace, "--ignore-not-found")
-		clean("daemonsets,configmaps,serviceaccounts,roles,rolebindings", "-n", agentNamespace, "-l", "k8s-app")
-		clean("roles,rolebindings", "-n", "default", "-l", "k8s-app")
-		clean("clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings", "-l", "k8s-app")
-		defer clean("nodes", "--all")
-		defer func() { stop(); <-done }()
-		w.eventually(func() error {
-			is, err := w.c.claimed(context.Background())
-			if err == nil && is != nil {
-				err = fmt.Errorf("the namespace is still there")
-			}
-			return err
-		})
+		defer func() { w.empty(nodes, "", "") }()
+		defer func() { stop(); running.Wait() }()
+		w.clear()
 	})
 	return w
+}
+
+func (w *world) poke() {
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
+}
+
+// empty deletes all objects of a kind that bear a label.
+func (w *world) empty(r schema.GroupVersionResource, namespace, labels string) {
+	w.t.Helper()
+	if err := w.c.in(r, namespace).DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: labels}); err != nil {
+		w.t.Errorf("deleting all %s: %v", r.Resource, err)
+	}
+}
+
+// clear takes everything of the driver's away, whatever state it is in.
+func (w *world) clear() {
+	ctx := context.Background()
+	w.set(func() { clear(w.away) })
+	if err := w.c.client.Resource(namespaces).Delete(ctx, clusters.Namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		w.t.Error(err)
+	}
+	rights := func(kind string) schema.GroupVersionResource {
+		return schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: kind}
+	}
+	policies := func(kind string) schema.GroupVersionResource {
+		return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: kind}
+	}
+	w.empty(daemonSets, clusters.Namespace, "")
+	w.empty(daemonSets, agentNamespace, "k8s-app")
+	w.empty(configMaps, agentNamespace, "k8s-app")
+	w.empty(schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}, agentNamespace, "k8s-app")
+	for _, namespace := range []string{agentNamespace, "default"} {
+		w.empty(rights("roles"), namespace, "k8s-app")
+		w.empty(rights("rolebindings"), namespace, "k8s-app")
+	}
+	w.empty(rights("clusterroles"), "", "k8s-app")
+	w.empty(rights("clusterrolebindings"), "", "k8s-app")
+	w.empty(policies("validatingadmissionpolicies"), "", "k8s-app")
+	w.empty(policies("validatingadmissionpolicybindings"), "", "k8s-app")
+	w.eventually(func() error {
+		left, err := list[pod](ctx, w.c, selection{resource: pods})
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("the Pod %s is still there", left[0].Metadata.Name)
+		}
+		if err != nil {
+			return err
+		}
+		is, err := w.c.client.Resource(namespaces).Get(ctx, clusters.Namespace, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// The controller that empties namespaces takes 5 seconds before it begins.
+		w.empty(events, clusters.Namespace, "")
+		unstructured.RemoveNestedField(is.Object, "spec", "finalizers")
+		if _, err := w.c.client.Resource(namespaces).Update(ctx, is, metav1.UpdateOptions{}, "finalize"); err != nil {
+			return err
+		}
+		return fmt.Errorf("the namespace is still there")
+	})
 }
 
 // declare is a clusters file with one cluster.
@@ -159,7 +222,12 @@ func (w *world) addNode(name string, number int) {
 
 func (w *world) addNodeAt(name, address, pods string) {
 	w.t.Helper()
-	w.k.Kubectl(w.t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": %q, "labels": {"kubernetes.io/os": "linux"}}, "spec": {"podCIDR": %[2]q, "podCIDRs": [%[2]q]}}`, name, pods), "create", "-f", "-")
+	object := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Node",
+		"metadata": map[string]any{"name": name, "labels": map[string]any{"kubernetes.io/os": "linux"}},
+		"spec":     map[string]any{"podCIDR": pods, "podCIDRs": []any{pods}}}}
+	if _, err := w.c.client.Resource(nodes).Create(w.t.Context(), object, metav1.CreateOptions{}); err != nil {
+		w.t.Fatal(err)
+	}
 	w.patch(nodes, "", name, map[string]any{"status": map[string]any{
 		"addresses":   []any{map[string]any{"type": "InternalIP", "address": address}},
 		"conditions":  []any{map[string]any{"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": time.Now().UTC().Format(time.RFC3339)}},
@@ -214,7 +282,9 @@ func (w *world) play(ctx context.Context) error {
 		}
 		if p.Metadata.DeletionTimestamp != nil {
 			zero := int64(0)
-			_ = w.c.in(pods, s.namespace).Delete(ctx, p.Metadata.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero})
+			if err := w.c.in(pods, s.namespace).Delete(ctx, p.Metadata.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}); err != nil && !apierrors.IsNotFound(err) {
+				return err
+			}
 			continue
 		}
 		if p.Spec.NodeName == "" {
@@ -287,6 +357,7 @@ func (w *world) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	change()
+	w.poke()
 }
 
 func (w *world) driver(server string) *Driver {

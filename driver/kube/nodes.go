@@ -142,12 +142,19 @@ func (c *cluster) nodes(ctx context.Context) ([]node, error) {
 	return all, err
 }
 
-// digestOfNodes tells whether nodes are the same: one that is deleted and made
-// again under its name is another.
-func digestOfNodes(all []node) string {
+// digestOfNodes tells whether nodes are the same, and the same have a worker, which
+// taints may keep off: one that is deleted and made again under its name is another.
+func digestOfNodes(all []node, workers []pod) string {
+	with := map[string]bool{}
+	for i := range workers {
+		if p := &workers[i]; p.Metadata.DeletionTimestamp == nil {
+			with[p.node()] = true
+		}
+	}
 	sum := sha256.New()
 	for i := range all {
-		fmt.Fprintln(sum, all[i].Metadata.Name, all[i].Metadata.UID)
+		m := &all[i].Metadata
+		fmt.Fprintln(sum, m.Name, m.UID, with[m.Name])
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:8])
 }

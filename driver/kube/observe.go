@@ -50,9 +50,6 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 		return o, err
 	}
 	o.Generation, o.Proof, o.Checked = s.Generation, s.Proof, s.Checked
-	if s.Nodes != digestOfNodes(machines) {
-		o.Generation = 0 // a node that came later has sent no packet yet
-	}
 	drift, err := d.drifted(ctx, c, e)
 	if err != nil {
 		return o, err
@@ -60,6 +57,9 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 	workers, err := c.podsOf(ctx, workerSet)
 	if err != nil {
 		return o, err
+	}
+	if s.Nodes != digestOfNodes(machines, workers) {
+		o.Generation = 0 // a worker that came later has sent no packet yet
 	}
 	_, rolling := c.rollOut(ctx, workerSet)
 	var agents []pod

@@ -3,12 +3,17 @@ package kubedriver
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -140,10 +145,22 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 	if err != nil || details["take the rules away"] != "rules and conditions removed on 1 node" {
 		t.Fatalf("%q, %v", details, err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
-	if _, err := steps[last].Do(ctx); err == nil || !strings.Contains(err.Error(), "the namespace sordino is being deleted") {
-		t.Errorf("the claim is held: %v", err)
+	ctx, cutOff := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := steps[last].Do(ctx)
+		ended <- err
+	}()
+	w.eventually(func() error {
+		is, err := w.c.claimed(t.Context())
+		if err == nil && !is.leaving() {
+			err = errors.New("the claim is not given back")
+		}
+		return err
+	})
+	cutOff()
+	if err := <-ended; err == nil {
+		t.Error("a claim that is held counts as given back")
 	}
 	details, err = run(t.Context(), steps[:last])
 	if err != nil || details["take the agents away"] != none || details["take the rules away"] != none || details["prove it with a packet"] != none {
@@ -156,6 +173,133 @@ func TestRemovalIsTriedAgain(t *testing.T) {
 	if _, err := run(t.Context(), steps); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// stamping has the cluster write into every ConfigMap when it was changed, as some
+// clusters' webhooks do.
+func (w *world) stamping() {
+	w.t.Helper()
+	var calls atomic.Int64
+	server := httptest.NewTLSServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		var review struct {
+			Request struct {
+				UID string `json:"uid"`
+			} `json:"request"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+			w.t.Error(err)
+		}
+		patch := fmt.Sprintf(`[{"op": "add", "path": "/metadata/annotations", "value": {"example.com/changed": "%d"}}]`, calls.Add(1))
+		_ = json.NewEncoder(out).Encode(map[string]any{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+			"response": map[string]any{"uid": review.Request.UID, "allowed": true, "patchType": "JSONPatch", "patch": []byte(patch)}})
+	}))
+	w.t.Cleanup(server.Close)
+	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	w.k.Kubectl(w.t, fmt.Sprintf(`{"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": "stamp"}, "webhooks": [{
+		"name": "stamp.example.com", "admissionReviewVersions": ["v1"], "sideEffects": "None", "clientConfig": {"url": %q, "caBundle": %q},
+		"objectSelector": {"matchLabels": {"k8s-app": "ip-masq-agent"}},
+		"rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["configmaps"]}]}]}`,
+		server.URL, base64.StdEncoding.EncodeToString(authority)), "create", "-f", "-")
+	w.t.Cleanup(func() {
+		if _, err := w.k.TryKubectl(context.Background(), "", "delete", "mutatingwebhookconfiguration", "stamp"); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+// What a cluster writes into annotations of its own is no drift, also when it is
+// another with every change.
+func TestStampsAreNoDrift(t *testing.T) {
+	w := newWorld(t, "n1")
+	d, e := w.driver("server-1"), newEnvironment(config1)
+	w.stamping()
+	w.eventually(func() error { // the API server hears of the webhook a little later
+		w.ensure(d, e)
+		if w.kubectl("get", "configmap", "-n", "kube-system", "ip-masq-agent", "-o", "jsonpath={.metadata.annotations.example\\.com/changed}") == "" {
+			return errors.New("the webhook is not asked yet")
+		}
+		return nil
+	})
+	if drift, err := d.drifted(t.Context(), w.c, e); err != nil || drift != "" {
+		t.Errorf("%q, %v", drift, err)
+	}
+	if told := w.ensure(d, e)["apply the agent"]; strings.Contains(told, "was changed") {
+		t.Errorf("told: %s", told)
+	}
+}
+
+// The note of a proof is nobody's change: an environment that stays amiss would
+// be mended, and so proven and noted, without an end.
+func TestProofIsNoNews(t *testing.T) {
+	w := newWorld(t)
+	d, e := w.driver("server-1"), newEnvironment("")
+	if _, err := d.claimFor(t.Context(), w.c, tenant{e.UUID, e.Name.String()}); err != nil {
+		t.Fatal(err)
+	}
+	note := func(change func(*state)) func() {
+		return func() {
+			if err := w.c.note(t.Context(), e.UUID, change); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	label := func(args ...string) func() {
+		return func() { w.kubectl(append([]string{"label", "namespace", "sordino"}, args...)...) }
+	}
+	note(func(s *state) { s.Generation, s.Proof, s.Checked = 1, "a", time.Unix(1, 0).UTC() })()
+	last := ""
+	for _, test := range []struct {
+		what string
+		do   func()
+		news bool
+	}{
+		{"as it was made", func() {}, true},
+		{"proven again", note(func(s *state) { s.Proof, s.Checked = "b", time.Unix(2, 0).UTC() }), false},
+		{"another configuration", note(func(s *state) { s.ConfigGeneration = 2 }), true},
+		{"another level of Pod security", label("--overwrite", "pod-security.kubernetes.io/enforce=baseline"), true},
+		{"another's server", func() { w.kubectl("annotate", "namespace", "sordino", "--overwrite", "sordino.dev/server=else") }, true},
+		{"no note", func() { w.kubectl("annotate", "namespace", "sordino", "sordino.dev/state-") }, true},
+		{"a note that cannot be read", func() { w.kubectl("annotate", "namespace", "sordino", "sordino.dev/state=x") }, true},
+		{"being deleted", func() { w.kubectl("delete", "namespace", "sordino", "--wait=false") }, true},
+	} {
+		if test.what == "being deleted" { // and still there to be looked at
+			w.kubectl("patch", "namespace", "sordino", "--type=merge", "-p", `{"metadata": {"finalizers": ["example.com/wait"]}}`)
+			defer w.kubectl("patch", "namespace", "sordino", "--type=merge", "-p", `{"metadata": {"finalizers": null}}`)
+		}
+		test.do()
+		is, err := w.c.find(t.Context(), claimNamespace(tenant{}, ""))
+		if err != nil || is == nil {
+			t.Fatalf("%s: %v, %v", test.what, is, err)
+		}
+		now := fingerprint(is)
+		if (now != last) != test.news {
+			t.Errorf("%s: from\n%s\nto\n%s", test.what, last, now)
+		}
+		last = now
+	}
+}
+
+// A node is proven by a worker's packet: one that had no worker then is not.
+func TestWorkerComesLater(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	d, e := w.driver("server-1"), newEnvironment(config1)
+	w.kubectl("taint", "node", "n2", "example.com/no=workers:NoSchedule")
+	w.ensure(d, e)
+	w.eventually(func() error { return w.inPlace(d, e) })
+	w.kubectl("taint", "node", "n2", "example.com/no-")
+	w.eventually(func() error {
+		all, err := w.c.podsOf(t.Context(), workerSet)
+		if err == nil && (len(all) != 2 || !all[1].ready()) {
+			err = fmt.Errorf("%d workers", len(all))
+		}
+		return err
+	})
+	o, err := d.Observe(t.Context(), e)
+	if err != nil || o.Generation == e.Generation {
+		t.Errorf("it counts as proven with a worker that has sent nothing: %+v, %v", o, err)
+	}
+	w.ensure(d, e)
+	w.eventually(func() error { return w.inPlace(d, e) })
 }
 
 // logs answers for kubelets that are asked for logs.

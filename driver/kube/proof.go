@@ -26,9 +26,13 @@ func (d *Driver) prove(ctx context.Context, c *cluster, e *environment.Environme
 	if err != nil {
 		return "", err
 	}
+	workers, err := c.podsOf(ctx, workerSet)
+	if err != nil {
+		return "", err
+	}
 	proof, detail := "", fmt.Sprintf("not proven: the cluster %s has no probe target; declare one under probe: in the clusters file", c.Name)
 	if c.Probe.IsValid() {
-		packets, err := c.send(ctx, workerSet, machines)
+		packets, err := c.send(ctx, workerSet, workers, machines)
 		if err != nil {
 			return "", err
 		}
@@ -37,7 +41,7 @@ func (d *Driver) prove(ctx context.Context, c *cluster, e *environment.Environme
 		}
 	}
 	return detail, c.note(ctx, e.UUID, func(s *state) {
-		s.Generation, s.Nodes, s.Proof, s.Checked = e.Generation, digestOfNodes(machines), proof, time.Time{}
+		s.Generation, s.Nodes, s.Proof, s.Checked = e.Generation, digestOfNodes(machines, workers), proof, time.Time{}
 		if proof != "" {
 			s.Checked = d.Now().UTC().Round(0)
 		}
@@ -99,12 +103,9 @@ func (p packet) proves(e *environment.Environment) (proven, unproven string, err
 	return proven, "", err
 }
 
-// send has every Pod of a set on these nodes call the probe target.
-func (c *cluster) send(ctx context.Context, s set, machines []node) ([]packet, error) {
-	all, err := c.podsOf(ctx, s)
-	if err != nil {
-		return nil, err
-	}
+// send has these Pods of a set call the probe target, as far as they are on these
+// nodes.
+func (c *cluster) send(ctx context.Context, s set, all []pod, machines []node) ([]packet, error) {
 	addresses := map[string][]netip.Addr{}
 	for i := range machines {
 		addresses[machines[i].Metadata.Name] = machines[i].addresses(c.Probe.Addr().Is4())

@@ -229,7 +229,11 @@ func (d *Driver) proveClean(ctx context.Context, c *cluster, t tenant) (string, 
 	if err != nil {
 		return "", err
 	}
-	packets, err := c.send(ctx, probeSet, machines)
+	probes, err := c.podsOf(ctx, probeSet)
+	if err != nil {
+		return "", err
+	}
+	packets, err := c.send(ctx, probeSet, probes, machines)
 	if err != nil {
 		return "", err
 	}
