@@ -261,9 +261,10 @@ func (w *world) play(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	text := ""
+	text, digest := "", kube.NoConfig
 	if config != nil {
 		text = config.Data["config"]
+		digest = digestOf(text)
 	}
 	all, err := list[pod](ctx, w.c, selection{resource: pods})
 	if err != nil {
@@ -309,7 +310,7 @@ func (w *world) play(ctx context.Context) error {
 			if bad := reject[on]; bad != "" && strings.Contains(text, bad) {
 				reason, status, message = "ConfigRejected", "False", "ip-masq-agent:1:1: the test does not like it"
 			}
-			err = w.tell(ctx, on, digestOf(text), reason, status, message)
+			err = w.tell(ctx, on, digest, reason, status, message)
 		case cleanupSet:
 			err = w.tryPatch(ctx, nodes, "", on, map[string]any{"metadata": map[string]any{"annotations": map[string]any{kube.AnnotationGeneration: nil, kube.AnnotationHash: nil, kube.AnnotationConfig: nil}},
 				"status": map[string]any{"conditions": []any{map[string]any{"$patch": "delete", "type": kube.ConditionType}}}})

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"sordino/environment"
+	"sordino/masq/kube"
 )
 
 // theirs is a ConfigMap that the agents would obey; the label has the world take
@@ -276,6 +277,38 @@ func TestProofIsNoNews(t *testing.T) {
 			t.Errorf("%s: from\n%s\nto\n%s", test.what, last, now)
 		}
 		last = now
+	}
+}
+
+// A server that had no ConfigMap for an environment without a configuration, and
+// told nodes by their names, left this. The next one mends it, and nothing fails.
+func TestEnvironmentOfAFormerVersion(t *testing.T) {
+	w := newWorld(t, "n1")
+	d, e := w.driver("server-1"), newEnvironment("")
+	w.ensure(d, e)
+	w.kubectl("delete", "configmap", "-n", "kube-system", "ip-masq-agent")
+	if err := w.c.note(t.Context(), e.UUID, func(s *state) { s.Nodes, s.ConfigDigest = "d6cb4bf1ea4c3a05", kube.NoConfig }); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually(func() error {
+		n, err := w.c.nodes(t.Context())
+		if err == nil && n[0].Metadata.Annotations[kube.AnnotationConfig] != kube.NoConfig {
+			err = errors.New("the agent still has a configuration")
+		}
+		return err
+	})
+	o, err := d.Observe(t.Context(), e)
+	if err != nil || o.Generation != 0 || o.Nodes[0].ConfigGeneration != 1 || o.Nodes[0].Error != "its agent has not looked at the configuration yet" {
+		t.Errorf("as it was left: %+v, %v", o, err)
+	}
+	for _, s := range d.Ensure(e) { // once each, as the reconciler mends
+		if detail, err := s.Do(t.Context()); err != nil || strings.Contains(detail, "was changed") {
+			t.Errorf("%s: %q, %v", s.Name, detail, err)
+		}
+	}
+	w.eventually(func() error { return w.inPlace(d, e) })
+	if got := w.config(); got != "of "+e.UUID {
+		t.Errorf("the ConfigMap: %s", got)
 	}
 }
 
