@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -334,17 +337,60 @@ func TestErrorsNameThePod(t *testing.T) {
 }
 
 // A cluster that does not answer is named, and tried again.
-func TestClusterThatDoesNotAnswer(t *testing.T) {
+// driverOf has one cluster, whatever it is that answers there.
+func driverOf(t *testing.T, url string) *Driver {
+	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), []byte(`{apiVersion: v1, kind: Config,
-  clusters: [{name: c, cluster: {server: "https://127.0.0.1:1"}}], users: [{name: u, user: {token: t}}], contexts: [{name: one, context: {cluster: c, user: u}}]}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), fmt.Appendf(nil, `{apiVersion: v1, kind: Config,
+  clusters: [{name: c, cluster: {server: %q}}], users: [{name: u, user: {token: t}}], contexts: [{name: one, context: {cluster: c, user: u}}]}`, url), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	all, err := clusters.Parse(filepath.Join(dir, "clusters.yaml"), []byte("clusters: [{name: cluster-1, location: l, kubeconfig: kubeconfig, context: one, nodeRange: 10.89.0.0/24, podRange: 10.88.0.0/16}]"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, e := New(Options{Clusters: all, Server: "s", Now: time.Now, Log: slog.New(slog.DiscardHandler)}), newEnvironment("")
+	return New(Options{Clusters: all, Server: "s", Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+}
+
+// What stands between may end every watch as soon as it begins.
+func TestWatchesThatEndAtOnce(t *testing.T) {
+	const enough = 5
+	asked := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		out.Header().Set("Content-Type", "application/json")
+		select {
+		case asked <- struct{}{}:
+		case <-r.Context().Done():
+		}
+	}))
+	defer server.Close()
+	d := driverOf(t, server.URL)
+	c, err := d.connect("cluster-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, watch := range map[string]func(ctx context.Context){
+		"listen": func(ctx context.Context) { _ = d.Watch(ctx, func(string) {}) },
+		"follow": func(ctx context.Context) { c.follow(ctx, []selection{claimSelection}, func() {}) },
+	} {
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { watch(ctx) })
+		<-asked
+		began := time.Now()
+		for range enough {
+			<-asked
+		}
+		if took := time.Since(began); took < (enough-1)*firstRetry {
+			t.Errorf("%s: asked %d times within %v", what, enough, took)
+		}
+		stop()
+		running.Wait()
+	}
+}
+
+func TestClusterThatDoesNotAnswer(t *testing.T) {
+	d, e := driverOf(t, "https://127.0.0.1:1"), newEnvironment("")
 	for what, steps := range map[string][]reconcile.Step{"ensure": d.Ensure(e), "remove": d.Remove(e)} {
 		_, err := steps[0].Do(t.Context())
 		var final *environment.Error
@@ -362,7 +408,7 @@ func TestClusterThatDoesNotAnswer(t *testing.T) {
 		t.Errorf("explained: %v", err)
 	}
 	e.Cluster = "cluster-2"
-	_, err = d.Ensure(e)[0].Do(t.Context())
+	_, err := d.Ensure(e)[0].Do(t.Context())
 	if environment.CodeOf(err) != environment.FailedPrecondition || !strings.Contains(err.Error(), "declare it in the clusters file again") {
 		t.Errorf("not declared: %v", err)
 	}

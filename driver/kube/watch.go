@@ -209,8 +209,9 @@ func (d *Driver) listen(ctx context.Context, declared *clusters.Cluster, s selec
 		if ctx.Err() != nil {
 			return
 		}
-		if err == nil { // the server ends a watch now and then
+		if err == nil { // the server ends a watch now and then, what stands between perhaps at once
 			lost = true
+			pause(ctx, firstRetry)
 			continue
 		}
 		if !away {
@@ -234,9 +235,8 @@ func (c *cluster) follow(ctx context.Context, all []selection, tell func()) {
 	for _, s := range all {
 		running.Go(func() {
 			for ctx.Err() == nil {
-				if err := c.stream(ctx, s, tell, func(*unstructured.Unstructured, bool) { tell() }); err != nil {
-					pause(ctx, firstRetry)
-				}
+				_ = c.stream(ctx, s, tell, func(*unstructured.Unstructured, bool) { tell() }) // it is begun again
+				pause(ctx, firstRetry)
 			}
 		})
 	}
