@@ -49,7 +49,26 @@ func (c *Cluster) load() (*rest.Config, error) {
 		config, err = clientcmd.NewNonInteractiveClientConfig(*raw, c.Context, &clientcmd.ConfigOverrides{}, rules).ClientConfig()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cluster %s: reading the context %q of %s: %w; mend it, and try it with: kubectl --context %s get nodes", c.Name, c.Context, from, err, c.Context)
+		context := "the current context"
+		if c.Context != "" {
+			context = fmt.Sprintf("the context %q", c.Context)
+		}
+		return nil, fmt.Errorf("cluster %s: reading %s of %s: %w; mend it, and %s", c.Name, context, from, err, c.Advice())
 	}
 	return config, nil
+}
+
+// Advice is how a person tries the connection, with what we have tried it with.
+func (c *Cluster) Advice() string {
+	if c.Kubeconfig == InCluster {
+		return "look at the server's service account and network"
+	}
+	command := "kubectl"
+	if c.Kubeconfig != "" {
+		command += " --kubeconfig " + c.Kubeconfig
+	}
+	if c.Context != "" {
+		command += " --context " + c.Context
+	}
+	return "try it with: " + command + " get nodes"
 }

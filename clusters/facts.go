@@ -104,11 +104,7 @@ func ReadFacts(ctx context.Context, c *Cluster) (Facts, error) {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		advice := "try it with: kubectl --context " + c.Context + " get nodes"
-		if c.Kubeconfig == InCluster {
-			advice = "look at the server's service account and network"
-		}
-		return Facts{}, fmt.Errorf("cluster %s at %s: %w; %s", c.Name, config.Host, err, advice)
+		return Facts{}, fmt.Errorf("cluster %s at %s: %w; %s", c.Name, config.Host, err, c.Advice())
 	}
 	return facts, nil
 }

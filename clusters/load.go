@@ -27,7 +27,7 @@ import (
 // configuration exempts (by default the private ranges) it proves the masquerade,
 // inside only that Pods keep their address. The error joins every *yamlfile.Problem.
 func Load(path string) (*Clusters, error) {
-	text, err := yamlfile.Load(path, "clusters file", "--clusters")
+	text, err := yamlfile.Load(path, "clusters file")
 	if err != nil {
 		return nil, err
 	}

@@ -88,6 +88,12 @@ func TestNode(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// No library has a line of its own there, as one had for nodes without
+	// pressure information, which these are.
+	if log := c.Kubectl(t, "", "logs", "--namespace=kube-system", "daemonset/ip-masq-agent"); !strings.HasPrefix(log, "time=") {
+		t.Errorf("the log does not begin with a line of ours:\n%s", log)
+	}
+
 	pids, err := node.PIDs("ip-masq-agent")
 	if err != nil || len(pids) != 1 {
 		t.Fatal(pids, err)

@@ -111,8 +111,12 @@ func (a Answer) NodePlan() NodePlan {
 
 // NotThere is the refusal of a question to a cluster that is not there.
 func NotThere(e *environment.Environment, cause error) error {
+	next := "it is there when the environment is RUNNING"
+	if e.State == environment.Running {
+		next = "\"sordino masq describe\" shows since when"
+	}
 	return &environment.Error{Code: environment.FailedPrecondition, Reason: "CLUSTER_NOT_THERE",
-		Message:  fmt.Sprintf("the cluster of %s cannot be asked: %v; it is there when the environment is RUNNING", e.Name, cause),
+		Message:  fmt.Sprintf("the cluster of %s cannot be asked: %v; %s", e.Name, cause, next),
 		Metadata: map[string]string{"environment": e.Name.String()}}
 }
 

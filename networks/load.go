@@ -30,7 +30,7 @@ import (
 // Ranges are IPv4 in CIDR notation. No two of a network may overlap. The error
 // joins every *yamlfile.Problem.
 func Load(path string) (*Networks, error) {
-	text, err := yamlfile.Load(path, "networks file", "--networks")
+	text, err := yamlfile.Load(path, "networks file")
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ package fleet
 
 import (
 	"cmp"
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -55,6 +56,8 @@ type Node struct {
 	Version string `json:"version,omitempty"`
 	// Reason says why a node is not ready.
 	Reason string `json:"reason,omitempty"`
+	// Findings are what the configuration's author should know.
+	Findings []string `json:"findings,omitempty"`
 }
 
 // judge makes a fleet of what was read. agents are the names of the nodes that
@@ -83,6 +86,11 @@ func judgeNode(o kube.Node, agents map[string]bool, sources []Source, now time.T
 	for _, address := range o.Status.Addresses {
 		if address.Type == "InternalIP" && n.Address == "" {
 			n.Address = address.Address
+		}
+	}
+	if text := a[kube.AnnotationFindings]; text != "" {
+		if err := json.Unmarshal([]byte(text), &n.Findings); err != nil {
+			n.Findings = []string{text}
 		}
 	}
 	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Error == "" && s.Digest == n.Config })

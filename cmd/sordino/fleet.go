@@ -5,7 +5,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +43,8 @@ and mean nothing here. A node is
             minutes, or no agent's Pod on it
 
 and its configuration is "current", or "behind" when the agent has not seen the
-ConfigMap (or the EgressNATPolicies) as it is now.`,
+ConfigMap (or the EgressNATPolicies) as it is now. A note says what takes effect
+otherwise than its author may think: a key that nobody knows, say.`,
 		Example: "  sordino masq status --context cluster-1\n  sordino masq status --context cluster-1 --watch",
 	}
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -66,7 +69,7 @@ ConfigMap (or the EgressNATPolicies) as it is now.`,
 		read := func() (fleet.Fleet, error) {
 			f, err := reader.Read(c.Context())
 			if err != nil {
-				err = fmt.Errorf("cluster %s: %w", cluster.Name, err)
+				err = fmt.Errorf("cluster %s at %s: %w; %s", cluster.Name, config.Host, err, cluster.Advice())
 			}
 			return f, err
 		}
@@ -161,6 +164,28 @@ func writeFleet(w io.Writer, f fleet.Fleet) {
 		nodes = "node"
 	}
 	fmt.Fprintf(w, "%d %s: %s. %s.\n", len(f.Nodes), nodes, cmp.Or(strings.Join(counts, ", "), "nobody runs the agent"), strings.Join(sources, ", "))
+	writeNotes(w, f.Nodes)
+}
+
+// writeNotes tells what the agents found, what most of them say first. Some
+// findings name their node's own ranges: of those of a thousand nodes a few do.
+func writeNotes(w io.Writer, nodes []fleet.Node) {
+	on := map[string][]string{}
+	for _, n := range nodes {
+		for _, text := range n.Findings {
+			on[text] = append(on[text], n.Name)
+		}
+	}
+	notes := slices.SortedFunc(maps.Keys(on), func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(on[b]), len(on[a])), cmp.Compare(on[a][0], on[b][0]), cmp.Compare(a, b))
+	})
+	const most = 5
+	for _, text := range notes[:min(len(notes), most)] {
+		fmt.Fprintf(w, "note: %s (%s)\n", firstLine(text), clusters.Some(on[text]))
+	}
+	if more := len(notes) - most; more > 0 {
+		fmt.Fprintf(w, "and %d more notes; --format json has all of them\n", more)
+	}
 }
 
 // short is as much of a digest as a person compares.

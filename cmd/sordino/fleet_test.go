@@ -66,6 +66,26 @@ n4    -           silent    -           -             -                     -  t
 		t.Errorf("%d %v\n%s", code, err, out)
 	}
 
+	// What is in force, but not as its author thinks, is told: what most nodes say
+	// first, and not a line a node.
+	const typo = `ConfigMap kube-system/ip-masq-agent, config:1:1: unknown key "nonMasqueradeCIDR" is ignored; is nonMasqueradeCIDRs meant?`
+	for i := range 4 {
+		c.Kubectl(t, "", "annotate", "node", fmt.Sprintf("n%d", i+1), fmt.Sprintf(`sordino.dev/masq-findings=[%q, %q, %q]`, fmt.Sprintf("of n%d", i+1), fmt.Sprintf("also of n%d", i+1), typo))
+	}
+	_, out, _ = status()
+	if _, notes, _ := strings.Cut(out, ".\nnote: "); notes != typo+` (n1, n2, n3, and 1 more)
+note: also of n1 (n1)
+note: of n1 (n1)
+note: also of n2 (n2)
+note: of n2 (n2)
+and 4 more notes; --format json has all of them
+` {
+		t.Errorf("the notes are not as expected:\n%s", out)
+	}
+	if _, out, _ = status("--format", "json"); !strings.Contains(out, `unknown key \"nonMasqueradeCIDR\"`) {
+		t.Errorf("no finding in\n%s", out)
+	}
+
 	// What docs/kubernetes.md shows for kubectl.
 	docs, err := os.ReadFile("../../docs/kubernetes.md")
 	if err != nil {
@@ -109,6 +129,15 @@ n4    -           silent    -           -             -                     -  t
 		if code, _, errs := status(tc.args...); code != 1 || !strings.Contains(errs, tc.says) {
 			t.Errorf("%q: %d %s", tc.args, code, errs)
 		}
+	}
+
+	// A cluster that cannot be asked: how a person tries the same.
+	c.StopAPI()
+	if code, _, errs := status(); code != 1 || !strings.Contains(errs, "try it with: kubectl --kubeconfig "+c.Kubeconfig()+" --context admin get nodes") {
+		t.Errorf("without an API server: %d %s", code, errs)
+	}
+	if code, _, errs := status("--kubeconfig", "/dev/null", "--context", ""); code != 1 || !strings.Contains(errs, "reading the current context of /dev/null: ") || !strings.Contains(errs, "try it with: kubectl --kubeconfig /dev/null get nodes") {
+		t.Errorf("without a context: %d %s", code, errs)
 	}
 }
 

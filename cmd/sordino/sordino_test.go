@@ -631,6 +631,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"demo", "now"}, 1, `unknown command "now"`},
 		{[]string{"demo", "--agent-binary=/nowhere"}, 1, `finding the agent program: exec: "/nowhere": stat /nowhere: no such file or directory; build it with "make build"`},
 		{[]string{"dance"}, 1, `unknown command "dance"`},
+		{[]string{"demo", "--dance"}, 1, "unknown flag: --dance; see: sordino demo --help"},
+		{[]string{"clusters", "check"}, 1, "accepts 1 arg(s), received 0; write it as: sordino clusters check FILE"},
+		{[]string{"clusters", "check", "/nonexistent"}, 1, "no such file or directory; give the path of a file that can be read\n"},
 	} {
 		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {
 			var out bytes.Buffer

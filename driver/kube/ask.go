@@ -112,7 +112,7 @@ func (d *Driver) podsToAsk(ctx context.Context, e *environment.Environment, s se
 		all, err = c.podsOf(ctx, s)
 	}
 	if err != nil {
-		return nil, nil, driver.NotThere(e, c.about(err))
+		return nil, nil, driver.NotThere(e, fmt.Errorf("%w; %s", c.about(err), c.Advice()))
 	}
 	return c, all, nil
 }

@@ -323,7 +323,7 @@ func TestErrorsNameThePod(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		_, err := steps[3].Do(ctx)
-		for _, want := range []string{"cluster cluster-1 at https://", "the DaemonSet kube-system/ip-masq-agent is ready on 0 of 1 nodes", "the Pod ip-masq-agent-", " on n1 waits: container ip-masq-agent: ImagePullBackOff as the test wants"} {
+		for _, want := range []string{"cluster cluster-1 at https://", "the DaemonSet kube-system/ip-masq-agent is ready on 0 of 1 nodes", "the Pod ip-masq-agent-", " on n1 waits: container ip-masq-agent: ImagePullBackOff as the test wants", "import the image on the nodes, or start the server with --agent-image"} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				return fmt.Errorf("got %w, want %q", err, want)
 			}
@@ -404,8 +404,13 @@ func TestClusterThatDoesNotAnswer(t *testing.T) {
 	if removed, err := d.Prune(t.Context(), nil); err != nil || removed != nil {
 		t.Errorf("pruned %v, %v: others would wait", removed, err)
 	}
-	if _, err := d.Explain(t.Context(), e, driver.Flow{}); environment.CodeOf(err) != environment.FailedPrecondition {
-		t.Errorf("explained: %v", err)
+	for state, next := range map[environment.State]string{environment.Creating: "it is there when the environment is RUNNING", environment.Running: "\"sordino masq describe\" shows since when"} {
+		e.State = state
+		_, err := d.Explain(t.Context(), e, driver.Flow{})
+		try := "try it with: kubectl --kubeconfig " + filepath.Join(dir, "kubeconfig") + " --context one get nodes; "
+		if environment.CodeOf(err) != environment.FailedPrecondition || !strings.Contains(err.Error(), try+next) {
+			t.Errorf("explained: %v, want %q", err, try+next)
+		}
 	}
 	e.Cluster = "cluster-2"
 	_, err := d.Ensure(e)[0].Do(t.Context())

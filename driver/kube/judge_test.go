@@ -1,6 +1,7 @@
 package kubedriver
 
 import (
+	"encoding/json"
 	"net/netip"
 	"strings"
 	"testing"
@@ -137,5 +138,18 @@ func TestTimeForManyNodes(t *testing.T) {
 	e.Observed.Nodes = make([]environment.ObservedNode, 10*atOnce)
 	if got := limit(e); got < waitTime+10*5*time.Second {
 		t.Errorf("%d nodes have %v", len(e.Observed.Nodes), got)
+	}
+}
+
+// The containers of a Pod are still called ready when its kubelet is silent.
+func TestTroubleOfAPodWhoseNodeIsSilent(t *testing.T) {
+	var p pod
+	if err := json.Unmarshal([]byte(`{"metadata": {"name": "airflow-worker-1"}, "spec": {"nodeName": "n1"}, "status": {"phase": "Running",
+		"conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "False"}],
+		"containerStatuses": [{"name": "airflow-worker", "ready": true, "state": {"running": {}}}]}}`), &p); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := p.trouble(); got != "the Pod airflow-worker-1 on n1 does not count as ready, though its containers do; does its node answer? kubectl get nodes" {
+		t.Error(got)
 	}
 }

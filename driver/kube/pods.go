@@ -199,6 +199,9 @@ func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
 	if len(why) > 0 {
 		behind = fmt.Errorf("%w: %s", behind, clusters.Some(why))
 	}
+	if slices.ContainsFunc(all, func(p pod) bool { return p.unpulled() }) {
+		behind = fmt.Errorf("%w; import the image on the nodes, or start the server with --agent-image and --sordino-image that they can pull", behind)
+	}
 	return 0, behind
 }
 
@@ -253,7 +256,18 @@ func (p *pod) trouble() (string, podLog) {
 			return about("is not ready yet: container %s runs", container.Name)
 		}
 	}
+	if p.Status.Phase == "Running" { // so it is where the kubelet is silent, too
+		return about("does not count as ready, though its containers do; does its node answer? kubectl get nodes")
+	}
 	return about("is %s", strings.ToLower(p.Status.Phase))
+}
+
+// unpulled says that the Pod waits for an image that its node does not get.
+func (p *pod) unpulled() bool {
+	return slices.ContainsFunc(slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses), func(c containerStatus) bool {
+		w := c.State.Waiting
+		return w != nil && slices.Contains([]string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}, w.Reason)
+	})
 }
 
 // explained is a Pod's trouble with the end of the log that says more.

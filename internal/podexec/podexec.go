@@ -52,6 +52,7 @@ const (
 // whoever made it closes it.
 type Frames struct {
 	*io.PipeReader
+	writer *io.PipeWriter
 	closed chan struct{}
 	done   sync.WaitGroup
 }
@@ -63,7 +64,7 @@ func NewFrames(stdin io.Reader, signals <-chan os.Signal) *Frames {
 		stdin = bytes.NewReader(nil)
 	}
 	reader, writer := io.Pipe()
-	f := &Frames{PipeReader: reader, closed: make(chan struct{})}
+	f := &Frames{PipeReader: reader, writer: writer, closed: make(chan struct{})}
 	var one sync.Mutex // frame at a time
 	send := func(kind byte, content []byte) error {
 		one.Lock()
@@ -99,10 +100,11 @@ func NewFrames(stdin io.Reader, signals <-chan os.Signal) *Frames {
 	return f
 }
 
-// Close ends the frames.
+// Close ends the frames. Who still reads gets to their end: the client of the
+// Kubernetes API logs every other error of its standard input as its own.
 func (f *Frames) Close() error {
 	close(f.closed)
-	err := f.PipeReader.Close()
+	err := f.writer.Close()
 	f.done.Wait()
 	return err
 }

@@ -65,6 +65,26 @@ func (c *call) ends(status int) {
 	}
 }
 
+// Who reads frames may still do so when the call has ended, and says so in the
+// server's log if that is an error.
+func TestClosedFramesHaveAnEnd(t *testing.T) {
+	in, stdin := io.Pipe()
+	defer stdin.Close()
+	frames := NewFrames(in, nil)
+	read := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, frames)
+		read <- err
+	}()
+	if err := frames.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-read; err != nil {
+		t.Errorf("reading closed frames: %v", err)
+	}
+	in.Close()
+}
+
 func TestInputOutputAndStatus(t *testing.T) {
 	c := start(t, "sh", "-c", "cat; echo error >&2; exit 7")
 	text := strings.Repeat("0123456789abcdef", 10_000) // more than one frame

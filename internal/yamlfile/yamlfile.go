@@ -25,12 +25,11 @@ import (
 // maxFile bounds a file: a network of 10,000 subnetworks takes two megabytes.
 const maxFile = 16 << 20
 
-// Load reads a file; what names it ("networks file"), and flag is what its path
-// is given with.
-func Load(path, what, flag string) ([]byte, error) {
+// Load reads a file; what names it: "networks file".
+func Load(path, what string) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("opening the %s: %w; give the path of a file that can be read with %s", what, err, flag)
+		return nil, fmt.Errorf("opening the %s: %w; give the path of a file that can be read", what, err)
 	}
 	defer func() { _ = file.Close() }()
 	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
