@@ -157,7 +157,7 @@ func TestRealCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := clusters.ReadFacts(t.Context(), declare(t, limited, "").ByName("cluster-1")); err == nil || !strings.Contains(err.Error(), `nodes is forbidden: User "nobody" cannot list resource "nodes"`) || !strings.Contains(err.Error(), "try it with: kubectl --kubeconfig "+limited+" --context admin get nodes") {
+	if _, err := clusters.ReadFacts(t.Context(), declare(t, limited, "").ByName("cluster-1")); err == nil || !strings.Contains(err.Error(), `nodes is forbidden: User "nobody" cannot list resource "nodes"`) || !strings.Contains(err.Error(), "try it with: kubectl --kubeconfig "+limited+" --context nobody get nodes") {
 		t.Errorf("without permissions: %v", err)
 	}
 	k.StopAPI()
