@@ -336,7 +336,6 @@ func TestErrorsNameThePod(t *testing.T) {
 	})
 }
 
-// A cluster that does not answer is named, and tried again.
 // driverOf has one cluster, whatever it is that answers there.
 func driverOf(t *testing.T, url string) *Driver {
 	t.Helper()
@@ -389,6 +388,7 @@ func TestWatchesThatEndAtOnce(t *testing.T) {
 	}
 }
 
+// A cluster that does not answer is named, and tried again.
 func TestClusterThatDoesNotAnswer(t *testing.T) {
 	d, e := driverOf(t, "https://127.0.0.1:1"), newEnvironment("")
 	for what, steps := range map[string][]reconcile.Step{"ensure": d.Ensure(e), "remove": d.Remove(e)} {
@@ -407,7 +407,7 @@ func TestClusterThatDoesNotAnswer(t *testing.T) {
 	for state, next := range map[environment.State]string{environment.Creating: "it is there when the environment is RUNNING", environment.Running: "\"sordino masq describe\" shows since when"} {
 		e.State = state
 		_, err := d.Explain(t.Context(), e, driver.Flow{})
-		try := "try it with: kubectl --kubeconfig " + filepath.Join(dir, "kubeconfig") + " --context one get nodes; "
+		try := "try it with: kubectl --kubeconfig " + d.Clusters.ByName("cluster-1").Kubeconfig + " --context one get nodes; "
 		if environment.CodeOf(err) != environment.FailedPrecondition || !strings.Contains(err.Error(), try+next) {
 			t.Errorf("explained: %v, want %q", err, try+next)
 		}
