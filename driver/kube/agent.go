@@ -66,10 +66,13 @@ func (d *Driver) applyAgent(ctx context.Context, c *cluster, e *environment.Envi
 		return "", err
 	}
 	// Looked at before the note: what is somebody else's is never cleaned up.
-	if err := c.foreign(ctx, e.UUID, objects); err != nil {
+	missing, err := c.foreign(ctx, e.UUID, objects)
+	if err != nil {
 		return "", err
 	}
+	before := false
 	if err := c.note(ctx, e.UUID, func(s *state) {
+		before = s.provenFor(e)
 		s.Agent = true
 		s.ConfigDigest, s.ConfigGeneration = digestOf(e.Agent.Text), e.Agent.Generation
 	}); err != nil {
@@ -78,6 +81,9 @@ func (d *Driver) applyAgent(ctx context.Context, c *cluster, e *environment.Envi
 	changes, err := c.applyOurs(ctx, objects)
 	if err != nil {
 		return "", err
+	}
+	if before {
+		changes = append(missing, changes...)
 	}
 	return driver.Count(len(objects), "object") + " of the agent applied" + d.told(c, e.Name.String(), changes), nil
 }

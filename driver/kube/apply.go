@@ -18,17 +18,23 @@ import (
 )
 
 // apply makes objects of an environment what they should be, in their order,
-// and tells what somebody else had changed of them.
+// and tells what somebody else had changed of them, or taken away when they were
+// there before.
 //
 // An object is the environment's when it bears its label. One that was there
 // before without it is somebody else's, and nothing at all is applied: the
 // error names each, who has set what of it, and what to do. An empty label
 // hands an object over.
-func (c *cluster) apply(ctx context.Context, uuid string, objects []*unstructured.Unstructured) (told []string, err error) {
-	if err := c.foreign(ctx, uuid, objects); err != nil {
+func (c *cluster) apply(ctx context.Context, uuid string, objects []*unstructured.Unstructured, before bool) (told []string, err error) {
+	missing, err := c.foreign(ctx, uuid, objects)
+	if err != nil {
 		return nil, err
 	}
-	return c.applyOurs(ctx, objects)
+	told, err = c.applyOurs(ctx, objects)
+	if before {
+		told = append(missing, told...)
+	}
+	return told, err
 }
 
 // applyOurs applies objects that were looked at by foreign.
@@ -49,24 +55,26 @@ func (c *cluster) applyOurs(ctx context.Context, objects []*unstructured.Unstruc
 }
 
 // foreign refuses to go on when one of the objects is there and not the
-// environment's. The objects get its label.
-func (c *cluster) foreign(ctx context.Context, uuid string, objects []*unstructured.Unstructured) error {
+// environment's, and tells which are not there. The objects get its label.
+func (c *cluster) foreign(ctx context.Context, uuid string, objects []*unstructured.Unstructured) (missing []string, err error) {
 	var foreign []*unstructured.Unstructured
 	var why []string
 	for _, o := range objects {
 		label(o, uuid)
-		_, theirs, err := c.look(ctx, o)
-		if err != nil {
-			return err
-		}
-		if theirs != "" {
+		is, theirs, err := c.look(ctx, o)
+		switch {
+		case err != nil:
+			return nil, err
+		case is == nil:
+			missing = append(missing, nameOf(o)+" was missing, and is there again")
+		case theirs != "":
 			foreign, why = append(foreign, o), append(why, theirs)
 		}
 	}
 	if len(foreign) > 0 {
-		return c.conflict(foreign, why)
+		return nil, c.conflict(foreign, why)
 	}
-	return nil
+	return missing, nil
 }
 
 // look reads what is there of an object that bears its label, and says whose it

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sordino/clusters"
+	"sordino/environment"
 )
 
 // Annotations of a claim.
@@ -37,6 +38,12 @@ type state struct {
 	ConfigGeneration int64  `json:"configGeneration,omitempty"`
 	// Agent says that the nodes may have the agent's rules.
 	Agent bool `json:"agent,omitempty"`
+}
+
+// provenFor reports whether the environment, as it is to be, was in place once:
+// what is missing since was taken away.
+func (s *state) provenFor(e *environment.Environment) bool {
+	return s.Generation == e.Generation && e.Generation > 0
 }
 
 // claim is the namespace that says whose a cluster is.

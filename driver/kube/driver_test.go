@@ -223,8 +223,9 @@ func TestDriftIsRepairedAndTold(t *testing.T) {
 		{"another level of Pod security", []string{"label", "namespace", "sordino", "--overwrite", "pod-security.kubernetes.io/enforce=restricted"}, "kubectl-label has set .metadata.labels.pod-security.kubernetes.io/enforce"},
 		{"no level of Pod security", []string{"label", "namespace", "sordino", "pod-security.kubernetes.io/enforce-"}, ""},
 		{"no server", []string{"annotate", "namespace", "sordino", "sordino.dev/server-"}, ""},
-		{"no workers", []string{"delete", "daemonset", "-n", "sordino", "airflow-worker"}, ""},
-		{"no account", []string{"delete", "serviceaccount", "-n", "kube-system", "ip-masq-agent"}, ""},
+		{"no workers", []string{"delete", "daemonset", "-n", "sordino", "airflow-worker"}, "DaemonSet sordino/airflow-worker was missing, and is there again"},
+		{"no account", []string{"delete", "serviceaccount", "-n", "kube-system", "ip-masq-agent"}, "ServiceAccount kube-system/ip-masq-agent was missing, and is there again"},
+		{"no configuration", []string{"delete", "configmap", "-n", "kube-system", "ip-masq-agent"}, "ConfigMap kube-system/ip-masq-agent was missing, and is there again"},
 		{"a Pod deleted", []string{"delete", "pods", "-n", "sordino", "-l", "app=airflow-worker", "--wait=false"}, ""},
 	} {
 		forget()

@@ -175,7 +175,7 @@ func (d *Driver) clean(ctx context.Context, c *cluster, t tenant) (string, error
 	if err != nil {
 		return "", err
 	}
-	if _, err := c.apply(ctx, t.uuid, objects); err != nil {
+	if _, err := c.apply(ctx, t.uuid, objects, false); err != nil {
 		return "", err
 	}
 	var on int
@@ -216,7 +216,7 @@ func (d *Driver) proveClean(ctx context.Context, c *cluster, t tenant) (string, 
 	if !c.Probe.IsValid() {
 		return fmt.Sprintf("not proven: the cluster %s has no probe target", c.Name), nil
 	}
-	if _, err := c.apply(ctx, t.uuid, []*unstructured.Unstructured{d.workers(probeSet, false)}); err != nil {
+	if _, err := c.apply(ctx, t.uuid, []*unstructured.Unstructured{d.workers(probeSet, false)}, false); err != nil {
 		return "", err
 	}
 	if err := c.until(ctx, probeSet.watched(), func(ctx context.Context) error {

@@ -70,10 +70,15 @@ func (d *Driver) workerObjects(e *environment.Environment) []*unstructured.Unstr
 }
 
 func (d *Driver) applyWorkers(ctx context.Context, c *cluster, e *environment.Environment) (string, error) {
-	if _, err := c.mine(ctx, e.UUID); err != nil {
+	is, err := c.mine(ctx, e.UUID)
+	if err != nil {
 		return "", err
 	}
-	changes, err := c.apply(ctx, e.UUID, d.workerObjects(e))
+	s, err := is.state()
+	if err != nil {
+		return "", err
+	}
+	changes, err := c.apply(ctx, e.UUID, d.workerObjects(e), s.provenFor(e))
 	if err != nil {
 		return "", err
 	}
