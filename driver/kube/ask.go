@@ -92,6 +92,9 @@ func ask[A any](ctx context.Context, d *Driver, e *environment.Environment, args
 		if at >= 0 {
 			answer, err = c.output(ctx, agentSet, all[at].Metadata.Name, append([]string{"/ip-masq-agent"}, args...), in)
 		}
+		if err != nil && at >= 0 && !all[at].ready() {
+			err = fmt.Errorf("%s", c.explained(ctx, agentSet, &all[at]))
+		}
 		answers[i] = read(name, answer, err)
 	})
 	return answers, nil

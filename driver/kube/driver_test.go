@@ -335,6 +335,10 @@ func TestErrorsNameThePod(t *testing.T) {
 		}
 		return nil
 	})
+	const want = "waits: container ip-masq-agent: ImagePullBackOff as the test wants"
+	if answers, err := d.Explain(t.Context(), e, driver.Flow{}); err != nil || len(answers) != 1 || answers[0].Err == nil || !strings.Contains(answers[0].Err.Error(), want) {
+		t.Errorf("explained: %+v, %v; want %q", answers, err, want)
+	}
 }
 
 // driverOf has one cluster, whatever it is that answers there.
