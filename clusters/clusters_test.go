@@ -88,8 +88,14 @@ func TestMistakes(t *testing.T) {
 			t.Errorf("%s for %s:\ngot  %v\nwant %s", test.new, test.old, err, test.want)
 		}
 	}
-	if _, err := Parse("c.yaml", []byte("\tno")); err == nil || !strings.HasPrefix(err.Error(), "c.yaml: yaml:") {
-		t.Errorf("no YAML: %v", err)
+	for text, want := range map[string]string{
+		"clusters:\n\t- name: a": "c.yaml:2: this is not valid YAML: found character that cannot start any token; mend the syntax there or in the line above: indent with spaces, YAML does not allow tabs",
+		"a\nclusters:\n  ]":      "c.yaml:2: this is not valid YAML: ",
+		"clusters: [":            "c.yaml:1: this is not valid YAML: did not find expected node content; mend the syntax there or in the line above",
+	} {
+		if _, err := Parse("c.yaml", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("no YAML: %v, want %s", err, want)
+		}
 	}
 }
 

@@ -93,15 +93,30 @@ func Decode(path string, text []byte, into any) (*Reader, error) {
 			r.mistyped(text)
 		}
 	case err != nil && !errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("%s: %w; see the documented format", path, err)
+		return nil, misspelt(path, text, err)
 	}
 	return r, nil
 }
 
 var (
 	lineForm    = regexp.MustCompile(`^line (\d+): (.*)$`)
+	tabbed      = regexp.MustCompile(`(?m)^ *\t`)
 	unknownForm = regexp.MustCompile(`^field (.*?) not found in type .*$`)
 )
+
+// misspelt makes a problem of what is no YAML.
+func misspelt(path string, text []byte, err error) error {
+	p := &Problem{Path: path, Line: 1, Message: strings.TrimPrefix(err.Error(), "yaml: "), Fix: "mend the syntax there or in the line above"}
+	if m := lineForm.FindStringSubmatch(p.Message); m != nil {
+		p.Line, _ = strconv.Atoi(m[1])
+		p.Message = m[2]
+	}
+	if tabbed.Match(text) {
+		p.Fix += ": indent with spaces, YAML does not allow tabs"
+	}
+	p.Message = "this is not valid YAML: " + p.Message
+	return p
+}
 
 // mistyped makes a problem of what the YAML package says.
 func (r *Reader) mistyped(text string) {
