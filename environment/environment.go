@@ -84,7 +84,11 @@ func (e *Environment) Missing(o Observed) error {
 	if o.Unseen != nil {
 		return fmt.Errorf("not seen since %s: %s", o.Unseen.Since.Format(time.RFC3339), o.Unseen.Cause)
 	}
-	if o.Generation != e.Generation {
+	switch o.Generation {
+	case e.Generation:
+	case 0:
+		return fmt.Errorf("generation %d is not in place, or not proven for the nodes and workers that are there now", e.Generation)
+	default:
 		return fmt.Errorf("generation %d is in place, not %d", o.Generation, e.Generation)
 	}
 	// An existing cluster has the nodes that it has, at least one.
