@@ -31,6 +31,9 @@ type Facts struct {
 	// of the environment whose it is; empty when the namespace bears none.
 	Claimed   bool
 	ClaimedBy string
+	// ForeignAgent says that a DaemonSet kube-system/ip-masq-agent is there and no
+	// environment's: one with the agent is not made over it.
+	ForeignAgent bool
 }
 
 // Node is one node.
@@ -91,7 +94,8 @@ func ReadAll(ctx context.Context, list []*Cluster) []Reading {
 }
 
 // ReadFacts reads one cluster. It takes the permissions to list nodes and
-// servicecidrs.networking.k8s.io and to get the namespace of a claim.
+// servicecidrs.networking.k8s.io, and to get the namespace of a claim and the
+// agent's DaemonSet.
 func ReadFacts(ctx context.Context, c *Cluster) (Facts, error) {
 	config, err := c.RESTConfig()
 	if err != nil {
@@ -114,18 +118,19 @@ func (c *Cluster) read(ctx context.Context, config *rest.Config) (f Facts, err e
 	if err != nil {
 		return f, err
 	}
-	// The four are independent of each other, and a cluster may be far away.
+	// They are independent of each other, and a cluster may be far away.
 	var running sync.WaitGroup
-	errs := make([]error, 4)
+	errs := make([]error, 5)
 	running.Go(func() { f.Version, errs[0] = readVersion(ctx, client) })
 	running.Go(func() { f.Nodes, errs[1] = readNodes(ctx, client) })
 	running.Go(func() { f.ServiceRanges, errs[2] = readServiceRanges(ctx, client) })
 	running.Go(func() { f.Claimed, f.ClaimedBy, errs[3] = readClaim(ctx, client) })
+	running.Go(func() { f.ForeignAgent, errs[4] = readAgent(ctx, client) })
 	running.Wait()
 	if len(f.ServiceRanges) == 0 && c.ServiceRange.IsValid() {
 		f.ServiceRanges = []netip.Prefix{c.ServiceRange}
 	}
-	// One that is away says the same four times.
+	// One that is away says the same five times.
 	for _, err := range errs {
 		if err != nil {
 			return Facts{}, err
@@ -208,6 +213,23 @@ func readServiceRanges(ctx context.Context, client rest.Interface) ([]netip.Pref
 		return ranges, nil
 	}
 	return nil, nil
+}
+
+func readAgent(ctx context.Context, client rest.Interface) (foreign bool, err error) {
+	var object struct {
+		Metadata struct {
+			Labels map[string]string `json:"labels"`
+		} `json:"metadata"`
+	}
+	err = Get(ctx, client.Get().AbsPath("/apis/apps/v1/namespaces/kube-system/daemonsets/ip-masq-agent"), &object)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading the DaemonSet kube-system/ip-masq-agent: %w", err)
+	}
+	_, labelled := object.Metadata.Labels[EnvironmentLabel]
+	return !labelled, nil
 }
 
 func readClaim(ctx context.Context, client rest.Interface) (claimed bool, by string, err error) {

@@ -22,8 +22,8 @@ func clustersCommand() *cobra.Command {
 		Short: "Read every cluster of a clusters file, and say what does not fit",
 		Long: `Reads the clusters file of "sordino serve --clusters" and every cluster in it, as
 the server does for a create, and changes nothing. It prints each cluster's
-version, nodes and ranges and who has claimed it, what contradicts the file and
-what to write instead. It ends with 1 when the file has a mistake, or a cluster
+version, nodes and ranges, who has claimed it, whether an agent is installed that
+is no environment's, what contradicts the file and what to write instead. It ends with 1 when the file has a mistake, or a cluster
 does not answer or is not what the file says; a cluster that is claimed is none.
 
 The probe target of a cluster proves that its Pods are masqueraded only where the
@@ -45,7 +45,7 @@ keep their own address, and no more.`,
 				}
 			}
 			if unfit > 0 {
-				return fmt.Errorf("%d of %d clusters cannot take an environment as they are declared", unfit, len(readings))
+				return fmt.Errorf("%d of %d clusters cannot take an environment", unfit, len(readings))
 			}
 			return nil
 		},
@@ -99,6 +99,9 @@ func writeReading(w io.Writer, r clusters.Reading) bool {
 		line("claim", "taken by the environment with UUID %s", r.Facts.ClaimedBy)
 	case !r.Facts.Claimed:
 		line("claim", "free")
+	}
+	if r.Facts.ForeignAgent {
+		line("agent", "a DaemonSet kube-system/ip-masq-agent is there that is no environment's: one with the agent is refused until it is deleted, or handed over by the label %s=", clusters.EnvironmentLabel)
 	}
 	found := r.Cluster.Check(r.Facts)
 	for _, contradiction := range found {

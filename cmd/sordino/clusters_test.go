@@ -41,13 +41,18 @@ func TestClustersCheck(t *testing.T) {
 	expectCommand(t, 0, `probe     10.20.0.9:7000; "sordino probe" in a worker Pod asks it
 it is in 10.0.0.0/8, to which Pods keep their own address by default: that does not prove the masquerade`, "", "", "clusters", "check", file)
 
+	// An agent that is installed already stands in the way of one of ours.
+	k.Kubectl(t, "", "apply", "-f", "../../deploy/agent/daemonset.yaml")
+	expectCommand(t, 0, "agent     a DaemonSet kube-system/ip-masq-agent is there that is no environment's", "", "", "clusters", "check", file)
+	k.Kubectl(t, "", "label", "daemonset", "-n", "kube-system", "ip-masq-agent", "sordino.dev/environment=")
+
 	k.Kubectl(t, "", "create", "namespace", "sordino")
 	k.Kubectl(t, "", "label", "namespace", "sordino", "sordino.dev/environment=an-uuid")
 	write("10.90.0.0/24", "- {name: cluster-2, location: us-central1, kubeconfig: /nowhere, context: c, nodeRange: 10.1.0.0/24, podRange: 10.2.0.0/16}\n")
 	expectCommand(t, 1, `  claim     taken by the environment with UUID an-uuid
   WRONG     Nodes' addresses are not in nodeRange 10.90.0.0/24: n1 has 10.89.0.11; write a range that holds 10.89.0.11/32
 cluster-2, at us-central1
-  WRONG     cluster cluster-2: reading the context "c" of /nowhere:`, "sordino: 2 of 2 clusters cannot take an environment as they are declared", "", "clusters", "check", file)
+  WRONG     cluster cluster-2: reading the context "c" of /nowhere:`, "sordino: 2 of 2 clusters cannot take an environment", "", "clusters", "check", file)
 	write("10.90.0.1/24", "")
 	expectCommand(t, 1, "", file+":2: nodeRange 10.90.0.1/24 has bits beyond its length; write 10.90.0.0/24", "", "clusters", "check", file)
 }

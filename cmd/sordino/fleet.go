@@ -164,6 +164,9 @@ func writeFleet(w io.Writer, f fleet.Fleet) {
 		nodes = "node"
 	}
 	fmt.Fprintf(w, "%d %s: %s. %s.\n", len(f.Nodes), nodes, cmp.Or(strings.Join(counts, ", "), "nobody runs the agent"), strings.Join(sources, ", "))
+	if len(f.Nodes) > 0 && !slices.ContainsFunc(f.Nodes, func(n fleet.Node) bool { return n.State != kube.AgentSilent || n.Config != "" }) {
+		fmt.Fprintln(w, "No agent has ever told anything here: kubectl apply -k deploy/agent installs it.")
+	}
 	writeNotes(w, f.Nodes)
 }
 

@@ -41,6 +41,10 @@ func TestMasqStatus(t *testing.T) {
 		c.Kubectl(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "agent-%[1]s", "namespace": "kube-system", "labels": {"k8s-app": "ip-masq-agent"}}, "spec": {"nodeName": %[1]q, "containers": [{"name": "a", "image": "a"}]}}`, name), "apply", "-f", "-")
 		c.Kubectl(t, "", "patch", "pod", "-n", "kube-system", "agent-"+name, "--subresource=status", "--type=merge", "-p", `{"status": {"phase": "Running"}}`)
 	}
+	c.Kubectl(t, `{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}`, "apply", "-f", "-")
+	if code, out, _ := status(); code != 1 || !strings.Contains(out, "No agent has ever told anything here: kubectl apply -k deploy/agent installs it.") {
+		t.Errorf("before anything is installed: %d\n%s", code, out)
+	}
 	node(1, digest, "True", "RulesInPlace", "generation 1")
 	if code, out, errs := status(); code != 0 || !strings.Contains(out, "1 node: 1 ready. ConfigMap kube-system/ip-masq-agent is "+digest[:12]) {
 		t.Errorf("%d\n%s%s", code, out, errs)

@@ -39,7 +39,7 @@ func (d *Driver) Run(ctx context.Context, e *environment.Environment, node strin
 	}
 	status, err := c.run(ctx, p.Metadata.Name, command, s)
 	if errors.As(err, new(*podexec.NotStarted)) {
-		return 0, driver.NotStarted(p.Spec.NodeName, p.Metadata.Name, err)
+		return 0, driver.NotStarted(p.Spec.NodeName, p.Metadata.Name, fmt.Errorf("%w; in it there is /sordino alone, no shell and no tool: \"/sordino probe ADDRESS:PORT\" asks a service whom it sees", err))
 	}
 	return status, c.about(err)
 }
