@@ -276,11 +276,11 @@ func (d *Driver) giveBack(ctx context.Context, c *cluster, t tenant) (string, er
 	if err != nil {
 		return "", err
 	}
-	more, err := deploy.Objects(deploy.AgentBase, deploy.Options{})
+	more, err := d.agentObjects(&environment.Environment{})
 	if err != nil {
 		return "", err
 	}
-	objects = append(append(objects, more...), configMap(), daemonSetOf(workerSet), daemonSetOf(probeSet))
+	objects = append(append(objects, more...), daemonSetOf(workerSet), daemonSetOf(probeSet))
 	slices.Reverse(objects) // what others need goes after them
 	for _, o := range objects {
 		if _, err := c.remove(ctx, t.uuid, o); err != nil {

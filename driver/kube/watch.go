@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"sordino/clusters"
-	"sordino/deploy"
+	"sordino/environment"
 	"sordino/masq/kube"
 )
 
@@ -128,12 +128,12 @@ func (d *Driver) watchEnvironment(ctx context.Context, declared *clusters.Cluste
 // watchedOf is everything that an environment has on its cluster, each by its
 // name, as the server's rights are; and the nodes.
 func (d *Driver) watchedOf() []selection {
-	objects, err := deploy.Objects(deploy.AgentBase, deploy.Options{})
+	objects, err := d.agentObjects(&environment.Environment{})
 	if err != nil {
 		d.Log.Error("the agent's manifests cannot be read", "error", err) // a test reads them
 	}
 	out := []selection{{resource: nodes}}
-	for _, o := range append(objects, configMap(), daemonSetOf(workerSet), claimNamespace(tenant{}, "")) {
+	for _, o := range append(objects, daemonSetOf(workerSet), claimNamespace(tenant{}, "")) {
 		out = append(out, selection{resource: resourceOf(o), namespace: o.GetNamespace(), field: "metadata.name=" + o.GetName()})
 	}
 	return out
