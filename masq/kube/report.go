@@ -46,6 +46,7 @@ type Reporter struct {
 	pending []*occurrence // Events to send
 	onNode  Node          // as last seen
 	again   bool          // what was sent is not there any more
+	answers bool          // the API server has answered somebody since the last attempt failed
 	problem string        // why the last attempt failed
 	sent    report        // what the Node was last patched to
 	told    map[string]*occurrence
@@ -68,10 +69,15 @@ func (r *Reporter) Observe(status agent.Status, events []agent.Event) {
 }
 
 // NodeSeen notices a Node that lost what stood on it: one that was deleted and
-// registered again.
+// registered again. It also shows that the API server answers: after an hour
+// without one nobody waits for the next attempt.
 func (r *Reporter) NodeSeen(n Node) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.problem != "" {
+		r.answers = true
+		r.poke()
+	}
 	if r.sent.Annotations != nil && (n.Metadata.UID != r.onNode.Metadata.UID || n.Condition(ConditionType) == nil) {
 		r.again = true
 		r.poke()
@@ -102,7 +108,7 @@ func (r *Reporter) Run(ctx context.Context) {
 	timer := time.NewTimer(heartbeat)
 	defer timer.Stop()
 	due := time.Time{} // the next heartbeat
-	retry, until := time.Duration(0), time.Time{}
+	var pause backoff
 	for {
 		select {
 		case <-ctx.Done():
@@ -111,8 +117,8 @@ func (r *Reporter) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		now := time.Now()
-		if now.Before(until) {
-			timer.Reset(until.Sub(now))
+		if wait := pause.left(now, r.answering()); wait > 0 {
+			timer.Reset(wait)
 			continue
 		}
 		next := due
@@ -145,17 +151,45 @@ func (r *Reporter) Run(ctx context.Context) {
 		}
 		r.outcome(err)
 		if err != nil {
-			retry = min(max(2*retry, firstRetry), lastRetry)
-			until = now.Add(max(retry/2+rand.N(retry), kubeapi.RetryAfter(err)))
-			next = until
+			next = pause.failed(now, kubeapi.RetryAfter(err))
 		} else {
-			retry = 0
+			pause = backoff{}
 		}
 		if !next.After(now) { // nothing was observed so far; the first status wakes
 			next = now.Add(heartbeat)
 		}
 		timer.Reset(max(time.Until(next), 0))
 	}
+}
+
+// backoff is when the next attempt is due after one that failed.
+type backoff struct {
+	retry time.Duration
+	// until is when, asked is what the API server asked for.
+	until, asked time.Time
+}
+
+func (b *backoff) failed(now time.Time, after time.Duration) (next time.Time) {
+	b.retry = min(max(2*b.retry, firstRetry), lastRetry)
+	b.asked = now.Add(after)
+	b.until = now.Add(max(b.retry/2+rand.N(b.retry), after))
+	return b.until
+}
+
+// left is how long it is to the next attempt. A server that answers others is
+// waited for only as long as it asked.
+func (b *backoff) left(now time.Time, answers bool) time.Duration {
+	if answers {
+		return b.asked.Sub(now)
+	}
+	return b.until.Sub(now)
+}
+
+// answering takes what NodeSeen has noticed.
+func (r *Reporter) answering() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.answers
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -183,7 +217,7 @@ func (r *Reporter) outcome(err error) {
 	}
 	r.mu.Lock()
 	before := r.problem
-	r.problem = problem
+	r.problem, r.answers = problem, false
 	r.mu.Unlock()
 	switch {
 	case problem == before:

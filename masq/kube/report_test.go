@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -211,6 +212,49 @@ func TestReportIsBounded(t *testing.T) {
 	var findings []string
 	if err := json.Unmarshal([]byte(r.Annotations[AnnotationFindings].(string)), &findings); err != nil || len(findings) != most+1 || !strings.HasPrefix(findings[most], "and 40 more") {
 		t.Errorf("%d findings, %v", len(findings), err)
+	}
+}
+
+// What the API server asked for is kept; our own pause ends when it is seen to
+// answer.
+func TestBackoff(t *testing.T) {
+	now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+	var b backoff
+	if left := b.left(now, false); left > 0 {
+		t.Errorf("before anything failed it waits for %v", left)
+	}
+	longest := firstRetry
+	for range 12 {
+		b.failed(now, 0)
+		if left := b.left(now, false); left < longest/2 || left >= longest*3/2 {
+			t.Errorf("it waits for %v, not %v or so", left, longest)
+		}
+		if left := b.left(now, true); left > 0 {
+			t.Errorf("with a server that answers it waits for %v", left)
+		}
+		longest = min(2*longest, lastRetry)
+	}
+	b.failed(now, 3*time.Minute)
+	for _, answers := range []bool{false, true} {
+		if left := b.left(now.Add(time.Minute), answers); left != 2*time.Minute {
+			t.Errorf("asked for 3 minutes, after one: %v", left)
+		}
+	}
+
+	// The Node is seen after a failure: that wakes, and once.
+	r := NewReporter(nil, "n1", "v1.2.3", quiet())
+	r.NodeSeen(Node{})
+	if r.answering() {
+		t.Error("without a failure there is nothing to wake for")
+	}
+	r.outcome(errors.New("no route"))
+	r.NodeSeen(Node{})
+	if !r.answering() || len(r.wake) != 1 {
+		t.Error("it is not woken")
+	}
+	r.outcome(errors.New("no route"))
+	if r.answering() {
+		t.Error("what was seen before the failure counts after it")
 	}
 }
 
