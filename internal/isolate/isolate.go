@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sordino/internal/exitstatus"
 )
 
 // Variable tells the program that it is inside its own namespaces.
@@ -107,12 +109,9 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if ctx.Err() != nil && cmd.ProcessState.ExitCode() != Interrupted {
 		return ctx.Err() // it had no time to say so
 	}
-	var ended *exec.ExitError
-	if errors.As(err, &ended) {
-		if status, ok := ended.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return Exit(128 + int(status.Signal()))
-		}
-		return Exit(ended.ExitCode())
+	status, err := exitstatus.Of(err)
+	if status != 0 {
+		return Exit(status)
 	}
 	return err
 }

@@ -28,6 +28,8 @@ import (
 	"os/exec"
 	"sync"
 	"syscall"
+
+	"sordino/internal/exitstatus"
 )
 
 // Command is what a call starts instead of a command.
@@ -172,14 +174,7 @@ func Run(frames io.Reader, command []string, stdout, stderr io.Writer) (int, err
 	mu.Lock()
 	ended = true
 	mu.Unlock()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return 128 + int(status.Signal()), nil
-		}
-		return exit.ExitCode(), nil
-	}
-	return 0, err
+	return exitstatus.Of(err)
 }
 
 func read(r io.Reader) (kind byte, content []byte, err error) {

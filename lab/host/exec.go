@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sordino/internal/exitstatus"
 	"sordino/lab"
 )
 
@@ -103,14 +104,7 @@ func (h *Host) exec(ctx context.Context, r request, files []*os.File, signals <-
 	close(ended)
 	guarding.Wait()
 	h.children.ended(cmd.Process.Pid)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return 128 + int(status.Signal()), nil
-		}
-		return exit.ExitCode(), nil
-	}
-	return 0, err
+	return exitstatus.Of(err)
 }
 
 // notStarted is an ErrNotStarted with the reason.
