@@ -252,45 +252,51 @@ func dropped(ns *netns.NS) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening nftables netlink: %w", err)
 	}
-	table := &nftables.Table{Name: firewallTable, Family: nftables.TableFamilyINet}
 	told := map[netip.Addr]bool{}
 	for try := 1; ; try++ {
-		for _, s := range sides() {
-			set, err := conn.GetSetByName(table, s.dropped)
-			if err != nil {
-				return nil, err
-			}
-			set.Table = table
-			elements, err := conn.GetSetElements(set)
-			if err != nil {
-				return nil, err
-			}
-			// While its hash table grows the kernel lists an element twice, and
-			// to delete it twice would be refused.
-			seen := map[netip.Addr]bool{}
-			var forget []nftables.SetElement
-			for _, e := range elements {
-				if a, ok := netip.AddrFromSlice(e.Key); ok && !seen[a] {
-					seen[a], told[a] = true, true
-					forget = append(forget, nftables.SetElement{Key: e.Key})
-				}
-			}
-			if len(forget) == 0 {
-				continue
-			}
-			// Not the whole set: what was dropped since it was read is for the next call.
-			if err := conn.SetDeleteElements(set, forget); err != nil {
-				return nil, err
-			}
-		}
-		err := conn.Flush()
+		// Packets add elements meanwhile, and the kernel then may not find one
+		// that it has just listed. Nothing was deleted, so nothing is lost.
+		err := takeDropped(conn, told)
 		if err == nil {
 			return slices.Collect(maps.Keys(told)), nil
 		}
-		// Packets add elements meanwhile, and the kernel then may not find one
-		// that it has just listed. Nothing was deleted, so nothing is lost.
 		if try == 5 || !errors.Is(err, unix.ENOENT) {
 			return nil, err
 		}
 	}
+}
+
+// takeDropped tells of the sources that are remembered, and forgets them all or
+// none.
+func takeDropped(conn *nftables.Conn, told map[netip.Addr]bool) error {
+	table := &nftables.Table{Name: firewallTable, Family: nftables.TableFamilyINet}
+	for _, s := range sides() {
+		set, err := conn.GetSetByName(table, s.dropped)
+		if err != nil {
+			return err
+		}
+		set.Table = table
+		elements, err := conn.GetSetElements(set)
+		if err != nil {
+			return err
+		}
+		// While its hash table grows the kernel lists an element twice, and to
+		// delete it twice would be refused.
+		listed := map[netip.Addr]bool{}
+		var forget []nftables.SetElement
+		for _, e := range elements {
+			if a, ok := netip.AddrFromSlice(e.Key); ok && !listed[a] {
+				listed[a], told[a] = true, true
+				forget = append(forget, nftables.SetElement{Key: e.Key})
+			}
+		}
+		if len(forget) == 0 {
+			continue
+		}
+		// Not the whole set: what was dropped since it was read is for the next call.
+		if err := conn.SetDeleteElements(set, forget); err != nil {
+			return err
+		}
+	}
+	return conn.Flush()
 }
