@@ -14,7 +14,6 @@ package fleet
 
 import (
 	"cmp"
-	"encoding/json"
 	"slices"
 	"time"
 
@@ -82,15 +81,10 @@ func judge(objects []kube.Node, agents map[string]bool, sources []Source, now ti
 
 func judgeNode(o kube.Node, agents map[string]bool, sources []Source, now time.Time) Node {
 	a := o.Metadata.Annotations
-	n := Node{Name: o.Metadata.Name, Generation: a[kube.AnnotationGeneration], Hash: a[kube.AnnotationHash], Config: a[kube.AnnotationConfig], Version: a[kube.AnnotationVersion]}
+	n := Node{Name: o.Metadata.Name, Generation: a[kube.AnnotationGeneration], Hash: a[kube.AnnotationHash], Config: a[kube.AnnotationConfig], Version: a[kube.AnnotationVersion], Findings: o.Findings()}
 	for _, address := range o.Status.Addresses {
 		if address.Type == "InternalIP" && n.Address == "" {
 			n.Address = address.Address
-		}
-	}
-	if text := a[kube.AnnotationFindings]; text != "" {
-		if err := json.Unmarshal([]byte(text), &n.Findings); err != nil {
-			n.Findings = []string{text}
 		}
 	}
 	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Error == "" && s.Digest == n.Config })

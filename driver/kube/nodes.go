@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -121,11 +120,7 @@ func (n *node) observe(o *environment.ObservedNode) {
 	o.Hash = n.Metadata.Annotations[kube.AnnotationHash]
 	o.AppliedGeneration, _ = strconv.ParseUint(n.Metadata.Annotations[kube.AnnotationGeneration], 10, 64)
 	o.DesiredGeneration = o.AppliedGeneration
-	if text := n.Metadata.Annotations[kube.AnnotationFindings]; text != "" {
-		if err := json.Unmarshal([]byte(text), &o.Findings); err != nil {
-			o.Findings = []string{text}
-		}
-	}
+	o.Findings = n.Findings()
 }
 
 // digestOf is a configuration as agents tell it. An empty text is none, and

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -82,6 +83,18 @@ func (n *Node) Condition(kind string) *Condition {
 		return nil
 	}
 	return &n.Status.Conditions[i]
+}
+
+// Findings are what the Node's agent has found.
+func (n *Node) Findings() (all []string) {
+	text := n.Metadata.Annotations[AnnotationFindings]
+	if text == "" {
+		return nil
+	}
+	if err := json.Unmarshal([]byte(text), &all); err != nil {
+		return []string{text} // somebody else's word
+	}
+	return all
 }
 
 // AgentState is how a Node's agent is, by what it told there.
