@@ -216,36 +216,34 @@ func readServiceRanges(ctx context.Context, client rest.Interface) ([]netip.Pref
 }
 
 func readAgent(ctx context.Context, client rest.Interface) (foreign bool, err error) {
-	var object struct {
-		Metadata struct {
-			Labels map[string]string `json:"labels"`
-		} `json:"metadata"`
-	}
-	err = Get(ctx, client.Get().AbsPath("/apis/apps/v1/namespaces/kube-system/daemonsets/ip-masq-agent"), &object)
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
+	there, labels, err := labelsOf(ctx, client, "/apis/apps/v1/namespaces/kube-system/daemonsets/ip-masq-agent")
 	if err != nil {
 		return false, fmt.Errorf("reading the DaemonSet kube-system/ip-masq-agent: %w", err)
 	}
-	_, labelled := object.Metadata.Labels[EnvironmentLabel]
-	return !labelled, nil
+	_, labelled := labels[EnvironmentLabel]
+	return there && !labelled, nil
 }
 
 func readClaim(ctx context.Context, client rest.Interface) (claimed bool, by string, err error) {
+	there, labels, err := labelsOf(ctx, client, "/api/v1/namespaces/"+Namespace)
+	if err != nil {
+		return false, "", fmt.Errorf("reading the namespace %s: %w", Namespace, err)
+	}
+	return there, labels[EnvironmentLabel], nil
+}
+
+// labelsOf are an object's labels, if it is there.
+func labelsOf(ctx context.Context, client rest.Interface, path string) (there bool, labels map[string]string, err error) {
 	var object struct {
 		Metadata struct {
 			Labels map[string]string `json:"labels"`
 		} `json:"metadata"`
 	}
-	err = Get(ctx, client.Get().AbsPath("/api/v1/namespaces", Namespace), &object)
+	err = Get(ctx, client.Get().AbsPath(path), &object)
 	if apierrors.IsNotFound(err) {
-		return false, "", nil
+		return false, nil, nil
 	}
-	if err != nil {
-		return false, "", fmt.Errorf("reading the namespace %s: %w", Namespace, err)
-	}
-	return true, object.Metadata.Labels[EnvironmentLabel], nil
+	return err == nil, object.Metadata.Labels, err
 }
 
 // Contradiction is one thing in which a cluster is not what the file says, or
