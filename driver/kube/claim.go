@@ -19,9 +19,9 @@ import (
 const (
 	annotationPrefix = "sordino.dev/"
 	// serverAnnotation is whose claim it is: only that server prunes it.
-	serverAnnotation = "sordino.dev/server"
-	nameAnnotation   = "sordino.dev/environment-name"
-	stateAnnotation  = "sordino.dev/state"
+	serverAnnotation = annotationPrefix + "server"
+	nameAnnotation   = annotationPrefix + "environment-name"
+	stateAnnotation  = annotationPrefix + "state"
 )
 
 // state is what a claim's annotation tells of its cluster. Whoever takes the

@@ -61,7 +61,7 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 	if s.Nodes != digestOfNodes(machines, workers) {
 		o.Generation = 0 // a worker that came later has sent no packet yet
 	}
-	_, rolling := c.rollOut(ctx, workerSet)
+	_, rolling := c.progress(ctx, workerSet)
 	var agents []pod
 	if e.AgentEnabled() {
 		if agents, err = c.podsOf(ctx, agentSet); err != nil {

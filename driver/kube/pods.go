@@ -148,9 +148,9 @@ func (c *cluster) podsOf(ctx context.Context, s set) ([]pod, error) {
 	return all, err
 }
 
-// rollOut says why a DaemonSet's Pods are not all there, of its newest template
+// progress says why a DaemonSet's Pods are not all there, of its newest template
 // and ready. The number is how many nodes it is to be on.
-func (c *cluster) rollOut(ctx context.Context, s set) (int, error) {
+func (c *cluster) progress(ctx context.Context, s set) (int, error) {
 	d, err := get[daemonSet](ctx, c, daemonSets, s.namespace, s.name)
 	switch {
 	case err != nil:
@@ -170,9 +170,9 @@ func (c *cluster) rollOut(ctx context.Context, s set) (int, error) {
 	return want, fmt.Errorf("the %s is ready on %d of %d nodes, with its newest template on %d", s, d.Status.NumberReady, want, d.Status.UpdatedNumberScheduled)
 }
 
-// rolledOut is rollOut, and what keeps the Pods.
+// rolledOut is a DaemonSet's progress, and what keeps the Pods.
 func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
-	want, behind := c.rollOut(ctx, s)
+	want, behind := c.progress(ctx, s)
 	if behind == nil || want == 0 {
 		return want, behind
 	}

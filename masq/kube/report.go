@@ -185,7 +185,7 @@ func (b *backoff) left(now time.Time, answers bool) time.Duration {
 	return b.until.Sub(now)
 }
 
-// answering takes what NodeSeen has noticed.
+// answering reports whether NodeSeen has noticed that the API server answers.
 func (r *Reporter) answering() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
