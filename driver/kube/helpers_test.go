@@ -81,13 +81,13 @@ type world struct {
 	// news is that the nodes may have something to do.
 	news chan struct{}
 
+	// mu is held while the nodes do something: what they do after set is what
+	// it wants.
 	mu sync.Mutex
 	// reject is a text in a configuration that the agent of a node rejects.
 	reject map[string]string
 	// waiting is why the Pods of a set do not start: "ImagePullBackOff".
 	waiting map[string]string
-	// away are nodes that do nothing.
-	away map[string]bool
 }
 
 func newWorld(t *testing.T, names ...string) *world {
@@ -99,7 +99,7 @@ func newWorld(t *testing.T, names ...string) *world {
 			t.Fatal(err)
 		}
 	}
-	w := &world{t: t, k: shared, news: make(chan struct{}, 1), reject: map[string]string{}, waiting: map[string]string{}, away: map[string]bool{}}
+	w := &world{t: t, k: shared, news: make(chan struct{}, 1), reject: map[string]string{}, waiting: map[string]string{}}
 	w.file = declare(t, shared, "cluster-1")
 	var err error
 	if w.c, err = open(w.file.ByName("cluster-1")); err != nil {
@@ -156,7 +156,6 @@ func (w *world) empty(r schema.GroupVersionResource, namespace, labels string) {
 // clear takes everything of the driver's away, whatever state it is in.
 func (w *world) clear() {
 	ctx := context.Background()
-	w.set(func() { clear(w.away) })
 	if err := w.c.client.Resource(namespaces).Delete(ctx, clusters.Namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		w.t.Error(err)
 	}
@@ -253,8 +252,7 @@ func (w *world) tryPatch(ctx context.Context, r schema.GroupVersionResource, nam
 // play does once what kubelets and agents have to do.
 func (w *world) play(ctx context.Context) error {
 	w.mu.Lock()
-	reject, waiting, away := cloned(w.reject), cloned(w.waiting), cloned(w.away)
-	w.mu.Unlock()
+	defer w.mu.Unlock()
 	config, err := get[struct {
 		Data map[string]string `json:"data"`
 	}](ctx, w.c, configMaps, agentNamespace, agentName)
@@ -278,7 +276,7 @@ func (w *world) play(ctx context.Context) error {
 		}
 		s, known := sets[p.Metadata.OwnerReferences[0].Name]
 		on := p.node()
-		if !known || away[on] {
+		if !known {
 			continue
 		}
 		if p.Metadata.DeletionTimestamp != nil {
@@ -295,7 +293,7 @@ func (w *world) play(ctx context.Context) error {
 				return err
 			}
 		}
-		if why := waiting[s.name]; why != "" {
+		if why := w.waiting[s.name]; why != "" {
 			if p.Status.Phase == "Pending" && len(p.Status.ContainerStatuses) == 0 {
 				if err := w.tryPatch(ctx, pods, s.namespace, p.Metadata.Name, map[string]any{"status": map[string]any{"containerStatuses": []any{map[string]any{
 					"name": s.container, "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": map[string]any{"waiting": map[string]any{"reason": why, "message": "as the test wants"}}}}}}); err != nil {
@@ -307,7 +305,7 @@ func (w *world) play(ctx context.Context) error {
 		switch s {
 		case agentSet:
 			reason, status, message := "RulesInPlace", "True", "generation 1"
-			if bad := reject[on]; bad != "" && strings.Contains(text, bad) {
+			if bad := w.reject[on]; bad != "" && strings.Contains(text, bad) {
 				reason, status, message = "ConfigRejected", "False", "ip-masq-agent:1:1: the test does not like it"
 			}
 			err = w.tell(ctx, on, digest, reason, status, message)
@@ -346,14 +344,7 @@ func (w *world) tell(ctx context.Context, on, digest, reason, status, message st
 			"lastHeartbeatTime": time.Now().UTC().Format(time.RFC3339)}}}})
 }
 
-func cloned[V any](m map[string]V) map[string]V {
-	out := map[string]V{}
-	for k, v := range m {
-		out[k] = v
-	}
-	return out
-}
-
+// set changes what the nodes are to do, between two of their doings.
 func (w *world) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -106,9 +106,12 @@ func (s *store) changed() {
 	s.policy.Metadata.ResourceVersion += "'"
 	p := s.policy
 	p.Status.Conditions = slices.Clone(p.Status.Conditions)
-	for _, w := range s.watchers {
-		time.AfterFunc(s.delay, func() { w <- []Policy{p} })
-	}
+	watchers := slices.Clone(s.watchers)
+	time.AfterFunc(s.delay, func() {
+		for _, w := range watchers {
+			w <- []Policy{p}
+		}
+	})
 }
 
 func (s *store) start(ctx context.Context, n int, ipv6 bool) {
@@ -122,12 +125,14 @@ func (s *store) start(ctx context.Context, n int, ipv6 bool) {
 	}
 }
 
-// A thousand agents come to the same verdict; one writes it, a few look.
-func TestAThousandAgentsWriteOnce(t *testing.T) {
+// Two hundred agents come to the same verdict; one writes it, a few look. More
+// than 255 goroutines in a bubble crash the race detector, one run in ten
+// (golang/go issue 78156).
+func TestManyAgentsWriteOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &store{policy: policy("default", "NoSNAT", "10.0.0.0/8"), delay: 100 * time.Millisecond}
 		ctx, stop := context.WithCancel(t.Context())
-		s.start(ctx, 1000, false)
+		s.start(ctx, 200, false)
 		for round := 1; round <= 5; round++ {
 			time.Sleep(spread + time.Second)
 			synctest.Wait()
@@ -143,7 +148,7 @@ func TestAThousandAgentsWriteOnce(t *testing.T) {
 		synctest.Wait()
 		// Within the watch's delay a fiftieth of them begin.
 		t.Logf("%d writes, %d reads, %d conflicts for 6 generations", s.writes, s.reads, s.losses)
-		if s.writes != 6 || s.reads > 6*100 {
+		if s.writes != 6 || s.reads > 6*20 {
 			t.Errorf("%d writes, %d reads, %d conflicts", s.writes, s.reads, s.losses)
 		}
 		stop()
