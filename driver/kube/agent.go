@@ -1,6 +1,7 @@
 package kubedriver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -98,26 +99,29 @@ func (d *Driver) awaitAgents(ctx context.Context, c *cluster, e *environment.Env
 		if err != nil {
 			return err
 		}
+		agents, err := c.podsOf(ctx, agentSet)
+		if err != nil {
+			return err
+		}
 		var lack []string
 		for i := range all {
 			n := &all[i]
 			if reason := n.rejects(digest, d.Now()); reason != "" {
 				return driver.ConfigRejected(n.Metadata.Name, reason)
 			}
-			if why := n.lacks(digest, d.Now()); why != "" {
+			if why := cmp.Or(n.lacks(digest, d.Now()), podTrouble(agentSet, agents, n.Metadata.Name, true)); why != "" {
 				lack = append(lack, n.Metadata.Name+": "+why)
 			}
 		}
-		on, err := c.rolledOut(ctx, agentSet)
-		switch {
-		case err != nil:
+		// How many nodes the DaemonSet counts is not asked: a Node that is made
+		// again under its name is not counted while its Pod is still there.
+		if _, err := c.rolledOut(ctx, agentSet); err != nil {
 			return err
-		case len(lack) > 0:
-			return fmt.Errorf("%s", clusters.Some(lack))
-		case on < len(all):
-			return fmt.Errorf("the %s is on %d of %d nodes", agentSet, on, len(all))
 		}
-		count = on
+		if len(lack) > 0 {
+			return fmt.Errorf("%s", clusters.Some(lack))
+		}
+		count = len(all)
 		return nil
 	})
 	return onNodes("rules in place", count), err

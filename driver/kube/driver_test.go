@@ -266,7 +266,16 @@ func TestDriftIsRepairedAndTold(t *testing.T) {
 	w.ensure(d, e)
 	w.eventually(func() error { return w.inPlace(d, e) })
 	// One that is made again under its name is another.
+	// The DaemonSets' controller, which has seen it go, does not count the new one
+	// while the Pods of the former are there.
 	w.kubectl("delete", "node", "n3")
+	w.eventually(func() error {
+		is, err := get[daemonSet](t.Context(), w.c, daemonSets, agentNamespace, agentName)
+		if err == nil && is.Status.DesiredNumberScheduled != 2 {
+			err = fmt.Errorf("%+v", is.Status)
+		}
+		return err
+	})
 	w.addNode("n3", 13)
 	w.eventually(func() error {
 		o, err := d.Observe(t.Context(), e)
