@@ -177,7 +177,7 @@ func (w *work) settings(n namespace) error {
 func (w *work) links() error {
 	have := map[string][]netlink.Link{}
 	for _, n := range w.plan.namespaces {
-		list, err := listed(w.kernels[n.name].routes.LinkList)
+		list, err := netns.Listed(w.kernels[n.name].routes.LinkList)
 		if err != nil {
 			return fmt.Errorf("listing the links of %s: %w", n.name, err)
 		}
@@ -292,7 +292,7 @@ func (k *kernel) setUp(index int) error {
 func (w *work) addresses() error {
 	for _, n := range w.plan.namespaces {
 		k := w.kernels[n.name]
-		have, err := listed(func() ([]netlink.Addr, error) { return k.routes.AddrList(nil, netlink.FAMILY_ALL) })
+		have, err := netns.Listed(func() ([]netlink.Addr, error) { return k.routes.AddrList(nil, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("listing the addresses of %s: %w", n.name, err)
 		}
@@ -354,7 +354,7 @@ func (w *work) carriers() error {
 	for _, n := range w.plan.namespaces {
 		k := w.kernels[n.name]
 		for {
-			links, err := listed(k.routes.LinkList)
+			links, err := netns.Listed(k.routes.LinkList)
 			if err != nil {
 				return fmt.Errorf("listing the links of %s: %w", n.name, err)
 			}
@@ -377,9 +377,9 @@ func (w *work) carriers() error {
 	return nil
 }
 
-// carrierTime is how long a link may take; the kernel lets news wait for a
-// second at most.
-const carrierTime = 3 * time.Second
+// carrierTime is how long a link may take: the kernel lets news wait for a second,
+// and on a busy machine until other work on links, of all namespaces, is done.
+const carrierTime = 15 * time.Second
 
 // routes makes the lab's routes exactly those that are wanted.
 func (w *work) routes() error {
@@ -387,7 +387,7 @@ func (w *work) routes() error {
 		k := w.kernels[n.name]
 		have := map[route]bool{}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			list, err := listed(func() ([]netlink.Route, error) {
+			list, err := netns.Listed(func() ([]netlink.Route, error) {
 				return k.routes.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN, Protocol: RouteProtocol}, netlink.RT_FILTER_TABLE)
 			})
 			if err != nil {
@@ -438,16 +438,6 @@ func (k *kernel) routeOf(h netlink.Route) route {
 		r.via = a.Unmap()
 	}
 	return r
-}
-
-// listed repeats a listing that was disturbed by a change.
-func listed[T any](list func() ([]T, error)) (all []T, err error) {
-	for range 10 {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
 }
 
 func ignore(err error, harmless error) error {

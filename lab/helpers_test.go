@@ -120,7 +120,7 @@ func state(t tb, l *Lab, name string, names []string) []string {
 	var lines []string
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	do(t, l, name, func() error {
-		links, err := netlink.LinkList()
+		links, err := netns.Listed(netlink.LinkList)
 		if err != nil {
 			return err
 		}
@@ -139,7 +139,7 @@ func state(t tb, l *Lab, name string, names []string) []string {
 			// The far end's number says nothing, its name is listed over there.
 			say("link %s %s group %d up %v to %s", a.Name, link.Type(), a.Group, a.RawFlags&unix.IFF_UP != 0, peer)
 		}
-		all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		all, err := netns.Listed(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 		if err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func state(t tb, l *Lab, name string, names []string) []string {
 			}
 		}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			routes, err := netlink.RouteList(nil, family)
+			routes, err := netns.Listed(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 			if err != nil {
 				return err
 			}

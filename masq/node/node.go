@@ -48,7 +48,7 @@ func (n *Node) Close() error {
 // Facts reads the addresses of all interfaces and the routes of the main
 // table that lead to a neighbour without a gateway.
 func (n *Node) Facts() (masq.Facts, error) {
-	links, err := n.handle.LinkList()
+	links, err := netns.Listed(n.handle.LinkList)
 	if err != nil {
 		return masq.Facts{}, fmt.Errorf("listing the node's interfaces: %w", err)
 	}
@@ -56,7 +56,7 @@ func (n *Node) Facts() (masq.Facts, error) {
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
-	addresses, err := n.handle.AddrList(nil, netlink.FAMILY_ALL)
+	addresses, err := netns.Listed(func() ([]netlink.Addr, error) { return n.handle.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return masq.Facts{}, fmt.Errorf("listing the node's addresses: %w", err)
 	}
@@ -79,7 +79,9 @@ func (n *Node) localRoutes(names map[int]string) ([]masq.LocalRoute, error) {
 	main := &netlink.Route{Table: unix.RT_TABLE_MAIN}
 	var local []masq.LocalRoute
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := n.handle.RouteListFiltered(family, main, netlink.RT_FILTER_TABLE)
+		routes, err := netns.Listed(func() ([]netlink.Route, error) {
+			return n.handle.RouteListFiltered(family, main, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("listing the node's routes: %w", err)
 		}
