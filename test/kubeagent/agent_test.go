@@ -25,13 +25,16 @@ func TestWithoutAgent(t *testing.T) {
 	seen(t, asPod, time.Now(), c.Nodes...)
 	netnstest.Run(t, c.Service.NS, firewall, "nft", "-f", "-")
 	defer netnstest.Run(t, c.Service.NS, "", "nft", "delete table ip firewall")
-	testwait.Until(t, 3*time.Minute, time.Second, func() error {
-		log := c.Kubectl(t, "", "logs", "-l", "app=client", "--tail=1", "--prefix")
-		if strings.Count(log, "i/o timeout") != len(c.Nodes) {
-			return errors.New("the clients are answered: " + log)
-		}
-		return nil
-	})
+	clientsSay := func(text string) {
+		t.Helper()
+		testwait.Until(t, 3*time.Minute, time.Second, func() error {
+			if log := c.Kubectl(t, "", "logs", "-l", "app=client", "--tail=1", "--prefix"); strings.Count(log, text) != len(c.Nodes) {
+				return fmt.Errorf("not every client says %q: %s", text, log)
+			}
+			return nil
+		})
+	}
+	clientsSay("i/o timeout")
 	since, before := time.Now(), dropped(t, c)
 	eventually(t, func() error {
 		if now := dropped(t, c); now < before+10 {
@@ -42,8 +45,11 @@ func TestWithoutAgent(t *testing.T) {
 	if got := c.Service.Since(since); len(got) > 0 {
 		t.Errorf("behind the firewall the service sees %v", got)
 	}
-	// The kernel remembers for two minutes what was begun here: a connection
-	// from the same port would be taken for it, and go as it did.
+	// The kernel remembers for two minutes what was begun here and never answered:
+	// a connection from the same port would be taken for it, and go as it did. What
+	// is refused meanwhile it forgets by itself.
+	netnstest.Run(t, c.Service.NS, "", "nft", "insert rule ip firewall input ip saddr 10.88.0.0/16 meta l4proto tcp reject with tcp reset")
+	clientsSay("connection refused")
 	for _, n := range c.Nodes {
 		netnstest.Do(t, n.NS, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 	}
