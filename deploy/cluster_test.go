@@ -181,18 +181,32 @@ const (
 	someEvent = `{"metadata": {"name": "n1.1"}, "involvedObject": {"kind": "Node", "name": "n1"}, "reason": "ConfigApplied", "type": "Normal", "message": "applied"}`
 )
 
+// policyRefuses waits until it is an admission policy that refuses a request. A
+// policy is in force a moment after it was made, and so are rights: what has none
+// yet is forbidden, too.
+func policyRefuses(t *testing.T, what string, ask func() (int, string)) {
+	t.Helper()
+	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error {
+		if code, text := ask(); code != http.StatusForbidden || !strings.Contains(text, "ValidatingAdmissionPolicy") {
+			return fmt.Errorf("%s: %d %s", what, code, text)
+		}
+		return nil
+	})
+}
+
+// refusesOtherNodes waits until what runs on n1 may patch its own Node alone.
+func refusesOtherNodes(t *testing.T, agent caller, patch string) {
+	t.Helper()
+	policyRefuses(t, "another Node's status was patched", func() (int, string) {
+		return agent.do(t, "PATCH", "/api/v1/nodes/n2/status", patch)
+	})
+}
+
 // testRights holds the agent's account to what it does, with the token that
 // its Pod on n1 has.
 func testRights(t *testing.T, c *kubetest.Cluster) {
 	agent := newCaller(t, c, podToken(t, c, "ip-masq-agent", "n1"))
-	// The policy is in force a moment after it was made: until then the first
-	// refusal that takes it may not come.
-	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error {
-		if code, _ := agent.do(t, "PATCH", "/api/v1/nodes/n2/status", fmt.Sprintf(ownStatus, 0)); code != http.StatusForbidden {
-			return fmt.Errorf("another Node's status was patched: %d", code)
-		}
-		return nil
-	})
+	refusesOtherNodes(t, agent, fmt.Sprintf(ownStatus, 0))
 
 	for _, allowed := range []struct{ method, path, body string }{
 		{"GET", kubeSystem + "/configmaps?fieldSelector=metadata.name%3Dip-masq-agent", ""},
@@ -312,6 +326,7 @@ func testCleanup(t *testing.T, c *kubetest.Cluster) {
 	c.Kubectl(t, "", "delete", "--kustomize", "agent", "--wait=false")
 	apply(t, c, "cleanup")
 	cleanup := newCaller(t, c, podToken(t, c, "ip-masq-agent-cleanup", "n1"))
+	refusesOtherNodes(t, cleanup, `{"metadata": {"annotations": {"sordino.dev/masq-hash": "x"}}}`)
 	for _, request := range []struct {
 		method, path, body string
 		want               int
@@ -326,12 +341,6 @@ func testCleanup(t *testing.T, c *kubetest.Cluster) {
 			t.Errorf("%s %s: %d, want %d: %s", request.method, request.path, code, request.want, text)
 		}
 	}
-	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error {
-		if code, _ := cleanup.do(t, "PATCH", "/api/v1/nodes/n2/status", `{"metadata": {"annotations": {"sordino.dev/masq-hash": "x"}}}`); code != http.StatusForbidden {
-			return fmt.Errorf("another Node's status was patched: %d", code)
-		}
-		return nil
-	})
 }
 
 // testOtherBases applies the rest, with every field known to the server.
@@ -362,9 +371,12 @@ func testTargetCluster(t *testing.T, c *kubetest.Cluster) {
 		return c.TryKubectl(t.Context(), stdin, append([]string{"--kubeconfig", serverKubeconfig(t, c, token)}, args...)...)
 	}
 
-	if code, text := server.do(t, "POST", "/api/v1/namespaces", `{"metadata": {"name": "sordino"}}`); code != http.StatusCreated {
-		t.Fatalf("claiming: %d %s", code, text)
-	}
+	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error { // rights are known a moment after they were given
+		if code, text := server.do(t, "POST", "/api/v1/namespaces", `{"metadata": {"name": "sordino"}}`); code != http.StatusCreated {
+			return fmt.Errorf("claiming: %d %s", code, text)
+		}
+		return nil
+	})
 	for _, base := range []string{deploy.AgentBase, deploy.CleanupBase} {
 		objects, err := deploy.Objects(base, deploy.Options{Image: "registry.example.com/ip-masq-agent:v1"})
 		if err != nil {
@@ -397,20 +409,14 @@ func testTargetCluster(t *testing.T, c *kubetest.Cluster) {
 	for _, p := range [][2]string{{"airflow-worker-1", "sordino"}, {"ip-masq-agent-1", "kube-system"}, {"kube-proxy-1", "kube-system"}} {
 		c.Kubectl(t, fmt.Sprintf(pod, p[0], p[1]), "create", "-f", "-")
 	}
-	exec := func(namespace, pod string) int {
-		code, _ := server.do(t, "POST", "/api/v1/namespaces/"+namespace+"/pods/"+pod+"/exec?command=x&stdout=true", "")
-		return code
+	exec := func(namespace, pod string) (int, string) {
+		return server.do(t, "POST", "/api/v1/namespaces/"+namespace+"/pods/"+pod+"/exec?command=x&stdout=true", "")
 	}
-	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error {
-		if code := exec("kube-system", "kube-proxy-1"); code != http.StatusForbidden {
-			return fmt.Errorf("the server may run commands in kube-proxy: %d", code)
-		}
-		return nil
-	})
+	policyRefuses(t, "the server may run commands in kube-proxy", func() (int, string) { return exec("kube-system", "kube-proxy-1") })
 	// There is no kubelet: what is allowed fails later.
 	for namespace, pod := range map[string]string{"sordino": "airflow-worker-1", "kube-system": "ip-masq-agent-1"} {
-		if code := exec(namespace, pod); code == http.StatusForbidden || code == http.StatusUnauthorized {
-			t.Errorf("running a command in %s: %d", pod, code)
+		if code, text := exec(namespace, pod); code == http.StatusForbidden || code == http.StatusUnauthorized {
+			t.Errorf("running a command in %s: %d %s", pod, code, text)
 		}
 	}
 

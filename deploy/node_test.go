@@ -305,9 +305,17 @@ func testEnvironment(t *testing.T, c *kubetest.Cluster, server *testserver.Clien
 	}
 	succeeds := func(o testserver.Operation) {
 		t.Helper()
-		if _, err := server.Wait(t.Context(), o.Name); err != nil {
-			t.Fatal(err)
-		}
+		// A Deployment may count a Pod that has just gone.
+		testwait.Until(t, 4*time.Minute, 50*time.Millisecond, func() error {
+			is, err := server.Operation(t.Context(), o.Name)
+			if is.Error != nil {
+				t.Fatalf("the operation %s failed: %s", o.Name, is.Error.Message)
+			}
+			if err == nil && !is.Done {
+				err = fmt.Errorf("it has not ended: %+v", is)
+			}
+			return err
+		})
 	}
 	// While nobody outside answers, a creation does not end.
 	netnstest.Run(t, c.Service.NS, fmt.Sprintf("table ip away { chain input { type filter hook input priority 0; tcp dport %d reject with tcp reset; }; }", probe.Port), "nft", "-f", "-")
