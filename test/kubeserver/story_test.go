@@ -166,9 +166,12 @@ func TestStory(t *testing.T) {
 	cluster.Kubectl(t, "", "delete", "daemonset", "-n", "sordino", "airflow-worker")
 	w.configMapHolds(masked)
 	w.inForce(3)
-	if !strings.Contains(w.Log.String(), "kubectl-patch has set .data.config") {
-		t.Error("the log does not say who changed the ConfigMap")
-	}
+	w.eventually(func() error {
+		if !strings.Contains(w.Log.String(), "kubectl-patch has set .data.config") {
+			return errors.New("the log does not say who changed the ConfigMap")
+		}
+		return nil
+	})
 
 	// A node that joins.
 	if err := cluster.AddNodes(t.Context(), 1); err != nil {
