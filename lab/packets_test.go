@@ -51,7 +51,7 @@ func TestPackets(t *testing.T) {
 	pod, other, node, service := s.Nodes[0].Pods[0], s.Nodes[1].Pods[0], s.Nodes[0], s.Outside[0]
 	check := func(t *testing.T, from string, own, to netip.Addr, listener string) {
 		t.Helper()
-		if got := reach(t, l, from, to, listener, 5*time.Second); got != own {
+		if got := reach(t, l, from, to, listener, time.Minute); got != own {
 			t.Errorf("%s to %s: %s saw %s, want %s", from, to, listener, got, own)
 		}
 	}

@@ -448,10 +448,10 @@ func TestTokenCommand(t *testing.T) {
 // the environment can be deleted.
 func TestBrokenAgent(t *testing.T) {
 	broken := program(t, "echo no luck today >&2; exit 1")
-	s := serveHere(t, func(o *serveOptions) { o.agentBinary, o.changeWithin = broken, 3*time.Second })
+	s := serveHere(t, func(o *serveOptions) { o.agentBinary, o.changeWithin = broken, 6*time.Second })
 	s.point(t)
 	start := time.Now()
-	expectCommand(t, 1, "", "create of projects/p/locations/us-central1/environments/e: start the agents: did not succeed within 3s in\nno luck today", "", "environments", "create", "e", "--enable-ip-alias", "--enable-ip-masq-agent")
+	expectCommand(t, 1, "", "create of projects/p/locations/us-central1/environments/e: start the agents: did not succeed within 6s in\nno luck today", "", "environments", "create", "e", "--enable-ip-alias", "--enable-ip-masq-agent")
 	if took := time.Since(start); took > time.Minute {
 		t.Errorf("it took %v", took)
 	}

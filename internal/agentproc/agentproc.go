@@ -100,15 +100,19 @@ func (p *Process) Ended() string {
 	}
 }
 
+// endTime is how long the process may take to end, as with a kubelet; it takes
+// milliseconds.
+const endTime = 30 * time.Second
+
 // Stop ends the process as a kubelet does, and waits for it.
 func (p *Process) Stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails only when it has ended
 	select {
 	case <-p.exited:
 		return nil
-	case <-time.After(5 * time.Second):
+	case <-time.After(endTime):
 		p.Kill()
-		return errors.New("the agent did not end within 5 s of SIGTERM, and was killed")
+		return fmt.Errorf("the agent did not end within %v of SIGTERM, and was killed", endTime)
 	}
 }
 
@@ -152,9 +156,13 @@ func Get(ctx context.Context, ns *netns.NS, path string) ([]byte, error) {
 	return body, err
 }
 
+// readyTime is how long the agent may take on a machine that has much else to do;
+// one that ends is not waited for.
+const readyTime = 30 * time.Second
+
 // Ready waits until the agent holds the wanted generation or a later one.
 func (p *Process) Ready(ctx context.Context, ns *netns.NS, generation uint64) (agent.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

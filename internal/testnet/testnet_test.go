@@ -31,7 +31,7 @@ func TestThePodReachesTheService(t *testing.T) {
 		if _, err := client.WriteTo([]byte("x"), server.LocalAddr()); err != nil {
 			t.Fatal(err)
 		}
-		if err := server.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := server.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		_, from, err := server.ReadFrom(make([]byte, 9))

@@ -187,7 +187,7 @@ func TestWatch(t *testing.T) {
 				if got, _ := os.ReadFile(path); string(got) == text {
 					return
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("%s was not noticed", what)
 			}
 		}
