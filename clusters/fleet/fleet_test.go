@@ -152,7 +152,11 @@ func TestRead(t *testing.T) {
 	if reader, err = NewReader(config, "kube-system", "ip-masq-agent"); err != nil {
 		t.Fatal(err)
 	}
-	if f = read(); len(f.Nodes) != nodes || f.Sources[1].Error == "" || f.Nodes[1].Current {
+	testwait.Until(t, 2*time.Minute, 50*time.Millisecond, func() error { // rights are known a moment after they were given
+		f, err = reader.Read(t.Context())
+		return err
+	})
+	if len(f.Nodes) != nodes || f.Sources[1].Error == "" || f.Nodes[1].Current {
 		t.Errorf("%+v, %+v", f.Sources, f.Nodes[1])
 	}
 }
