@@ -197,3 +197,17 @@ contexts:
 		t.Errorf("as kubectl finds it: %v, %v", config, err)
 	}
 }
+
+// What a person copies leads to the cluster that is meant.
+func TestKubectl(t *testing.T) {
+	for want, c := range map[string]Cluster{
+		"kubectl":                 {Kubeconfig: InCluster},
+		"kubectl --context one":   {Context: "one"},
+		"kubectl --kubeconfig /k": {Kubeconfig: "/k"},
+		"kubectl --kubeconfig /k/config --context one": {Kubeconfig: "/k/config", Context: "one"},
+	} {
+		if got := c.Kubectl(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -63,12 +63,17 @@ func (c *Cluster) Advice() string {
 	if c.Kubeconfig == InCluster {
 		return "look at the server's service account and network"
 	}
+	return "try it with: " + c.Kubectl() + " get nodes"
+}
+
+// Kubectl is the beginning of a command for the cluster, for a person to copy.
+func (c *Cluster) Kubectl() string {
 	command := "kubectl"
-	if c.Kubeconfig != "" {
+	if c.Kubeconfig != "" && c.Kubeconfig != InCluster {
 		command += " --kubeconfig " + c.Kubeconfig
 	}
 	if c.Context != "" {
 		command += " --context " + c.Context
 	}
-	return "try it with: " + command + " get nodes"
+	return command
 }

@@ -74,7 +74,7 @@ otherwise than its author may think: a key that nobody knows, say.`,
 			return f, err
 		}
 		print := func(f fleet.Fleet) error {
-			return r.print(c.OutOrStdout(), f, func(w io.Writer) { writeFleet(w, f) })
+			return r.print(c.OutOrStdout(), f, func(w io.Writer) { writeFleet(w, f, cluster.Kubectl()) })
 		}
 		if watch {
 			return watchFleet(c.Context(), c.ErrOrStderr(), read, print)
@@ -128,7 +128,7 @@ func watchFleet(ctx context.Context, stderr io.Writer, read func() (fleet.Fleet,
 	}
 }
 
-func writeFleet(w io.Writer, f fleet.Fleet) {
+func writeFleet(w io.Writer, f fleet.Fleet, kubectl string) {
 	var rows [][]string
 	for _, n := range f.Nodes {
 		config := "-"
@@ -165,7 +165,7 @@ func writeFleet(w io.Writer, f fleet.Fleet) {
 	}
 	fmt.Fprintf(w, "%d %s: %s. %s.\n", len(f.Nodes), nodes, cmp.Or(strings.Join(counts, ", "), "nobody runs the agent"), strings.Join(sources, ", "))
 	if len(f.Nodes) > 0 && !slices.ContainsFunc(f.Nodes, func(n fleet.Node) bool { return n.State != kube.AgentSilent || n.Config != "" }) {
-		fmt.Fprintln(w, "No agent has ever told anything here: kubectl apply -k deploy/agent installs it.")
+		fmt.Fprintf(w, "No agent has ever told anything here: %s apply -k deploy/agent installs it.\n", kubectl)
 	}
 	writeNotes(w, f.Nodes)
 }

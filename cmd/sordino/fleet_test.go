@@ -42,7 +42,7 @@ func TestMasqStatus(t *testing.T) {
 		c.Kubectl(t, "", "patch", "pod", "-n", "kube-system", "agent-"+name, "--subresource=status", "--type=merge", "-p", `{"status": {"phase": "Running"}}`)
 	}
 	c.Kubectl(t, `{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}`, "apply", "-f", "-")
-	if code, out, _ := status(); code != 1 || !strings.Contains(out, "No agent has ever told anything here: kubectl apply -k deploy/agent installs it.") {
+	if code, out, _ := status(); code != 1 || !strings.Contains(out, "No agent has ever told anything here: kubectl --kubeconfig "+c.Kubeconfig()+" --context admin apply -k deploy/agent installs it.") {
 		t.Errorf("before anything is installed: %d\n%s", code, out)
 	}
 	node(1, digest, "True", "RulesInPlace", "generation 1")

@@ -243,7 +243,7 @@ func (c *cluster) conflict(foreign []*unstructured.Unstructured, why []string) e
 		if o.GetNamespace() != "" {
 			namespace = "-n " + o.GetNamespace() + " "
 		}
-		fmt.Fprintf(&remedy, "\n\t%s %slabel %s %s %s=", c.kubectl(), namespace, strings.ToLower(o.GetKind()), o.GetName(), clusters.EnvironmentLabel)
+		fmt.Fprintf(&remedy, "\n\t%s %slabel %s %s %s=", c.Kubectl(), namespace, strings.ToLower(o.GetKind()), o.GetName(), clusters.EnvironmentLabel)
 		e.Preconditions = append(e.Preconditions, environment.Precondition{Type: "OBJECT", Subject: nameOf(o), Description: why[i]})
 	}
 	e.Message += "\ndelete them, or hand them over, and then ask again:" + remedy.String()

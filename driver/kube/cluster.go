@@ -69,14 +69,6 @@ func (c *cluster) refuse(reason, format string, args ...any) *environment.Error 
 		Metadata: map[string]string{"cluster": c.Name}}
 }
 
-// kubectl is the beginning of a command that a person may run.
-func (c *cluster) kubectl() string {
-	if c.Context == "" {
-		return "kubectl"
-	}
-	return "kubectl --context " + c.Context
-}
-
 // The kinds that are read; those that are applied say themselves what they are.
 var (
 	nodes      = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}

@@ -154,7 +154,7 @@ spec:
 		t.Fatalf("got %v", err)
 	}
 	for _, want := range []string{"DaemonSet kube-system/ip-masq-agent: kubectl-client-side-apply has set .spec.template.spec.",
-		"kubectl --context admin -n kube-system label daemonset ip-masq-agent sordino.dev/environment="} {
+		"\n\tkubectl --kubeconfig " + w.k.Kubeconfig() + " --context admin -n kube-system label daemonset ip-masq-agent sordino.dev/environment="} {
 		if !strings.Contains(final.Message, want) {
 			t.Errorf("%q is not in %s", want, final.Message)
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"sordino/clusters"
 	"sordino/driver"
 	"sordino/environment"
 	"sordino/masq/kube"
@@ -149,7 +150,8 @@ func TestTroubleOfAPodWhoseNodeIsSilent(t *testing.T) {
 		"containerStatuses": [{"name": "airflow-worker", "ready": true, "state": {"running": {}}}]}}`), &p); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := p.trouble(); got != "the Pod airflow-worker-1 on n1 does not count as ready, though its containers do; does its node answer? kubectl get nodes" {
+	c := &cluster{Cluster: &clusters.Cluster{Kubeconfig: "/etc/sordino/kubeconfig", Context: "one"}}
+	if got, _ := c.trouble(&p); got != "the Pod airflow-worker-1 on n1 does not count as ready, though its containers do; does its node answer? kubectl --kubeconfig /etc/sordino/kubeconfig --context one get nodes" {
 		t.Error(got)
 	}
 }

@@ -77,10 +77,10 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 			if m.Metadata.Annotations[kube.AnnotationConfig] == s.ConfigDigest {
 				n.ConfigGeneration = s.ConfigGeneration
 			}
-			n.Error = cmp.Or(n.Error, m.outside(e), m.rejects(digest, now), podTrouble(agentSet, agents, n.Name, true), m.lacks(digest, now))
+			n.Error = cmp.Or(n.Error, m.outside(e), m.rejects(digest, now), c.podTrouble(agentSet, agents, n.Name, true), m.lacks(digest, now))
 		}
 		// Taints may keep workers off a node; the agent takes them all.
-		n.Error = cmp.Or(n.Error, podTrouble(workerSet, workers, n.Name, rolling != nil), drift)
+		n.Error = cmp.Or(n.Error, c.podTrouble(workerSet, workers, n.Name, rolling != nil), drift)
 		n.Ready = n.Error == ""
 		o.Nodes = append(o.Nodes, n)
 	}
@@ -89,11 +89,11 @@ func (d *Driver) observe(ctx context.Context, c *cluster, e *environment.Environ
 
 // podTrouble is why a node's Pod of a set is not ready. It reads no log: many
 // nodes may be looked at often.
-func podTrouble(s set, all []pod, node string, must bool) string {
+func (c *cluster) podTrouble(s set, all []pod, node string, must bool) string {
 	i := slices.IndexFunc(all, func(p pod) bool { return p.node() == node && p.Metadata.DeletionTimestamp == nil })
 	switch {
 	case i >= 0:
-		trouble, _ := all[i].trouble()
+		trouble, _ := c.trouble(&all[i])
 		return trouble
 	case must:
 		return fmt.Sprintf("there is no Pod of the %s on it", s)

@@ -182,7 +182,7 @@ func (c *cluster) rolledOut(ctx context.Context, s set) (int, error) {
 	}
 	var why []string
 	for i := range all {
-		trouble, log := all[i].trouble()
+		trouble, log := c.trouble(&all[i])
 		if trouble == "" {
 			continue
 		}
@@ -213,7 +213,7 @@ type podLog struct {
 
 // trouble is why a Pod is not ready, and the log that may say more; empty when
 // it is.
-func (p *pod) trouble() (string, podLog) {
+func (c *cluster) trouble(p *pod) (string, podLog) {
 	if p.ready() {
 		return "", podLog{}
 	}
@@ -257,7 +257,7 @@ func (p *pod) trouble() (string, podLog) {
 		}
 	}
 	if p.Status.Phase == "Running" { // so it is where the kubelet is silent, too
-		return about("does not count as ready, though its containers do; does its node answer? kubectl get nodes")
+		return about("does not count as ready, though its containers do; does its node answer? %s get nodes", c.Kubectl())
 	}
 	return about("is %s", strings.ToLower(p.Status.Phase))
 }
@@ -272,7 +272,7 @@ func (p *pod) unpulled() bool {
 
 // explained is a Pod's trouble with the end of the log that says more.
 func (c *cluster) explained(ctx context.Context, s set, p *pod) string {
-	trouble, log := p.trouble()
+	trouble, log := c.trouble(p)
 	return trouble + c.endOf(ctx, s, p, log)
 }
 

@@ -301,7 +301,7 @@ func (d *Driver) giveBack(ctx context.Context, c *cluster, t tenant) (string, er
 	err = c.until(ctx, []selection{claimSelection}, func(ctx context.Context) error {
 		now, err := c.claimed(ctx)
 		if err == nil && now != nil && now.Metadata.UID == is.Metadata.UID {
-			err = fmt.Errorf("the namespace %s is being deleted; what keeps it: %s get namespace %s -o yaml", clusters.Namespace, c.kubectl(), clusters.Namespace)
+			err = fmt.Errorf("the namespace %s is being deleted; what keeps it: %s get namespace %s -o yaml", clusters.Namespace, c.Kubectl(), clusters.Namespace)
 		}
 		return err
 	})
