@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -173,4 +176,42 @@ func TestServeOnClusters(t *testing.T) {
 	refused("--agent-binary is for clusters on this machine", func(o *serveOptions) { onClusters(o); o.agentBinary = "x" })
 	refused("--agent-image and --sordino-image are for existing clusters", func(o *serveOptions) { o.agentImage = "x" })
 	refused("opening the clusters file", func(o *serveOptions) { o.clusters = file + ".missing" })
+}
+
+// What the Kubernetes client says is a line of the server's log like any other:
+// whoever collects that as JSON gets nothing else.
+func TestClientsOfClustersLogAsTheServerDoes(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"kubeconfig": `{apiVersion: v1, kind: Config, clusters: [{name: c, cluster: {server: "https://127.0.0.1:1", insecure-skip-tls-verify: true}}], users: [{name: u, user: {token: t}}], contexts: [{name: one, context: {cluster: c, user: u}}]}`,
+		"clusters":   "clusters: [{name: cluster-1, location: l, kubeconfig: kubeconfig, context: one, nodeRange: 10.89.0.0/24, podRange: 10.88.0.0/16}]",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := &testwait.Log{}
+	cmd := users[0].command(t, "serve", "--data", filepath.Join(dir, "data"), "--listen=127.0.0.1:0", "--clusters", filepath.Join(dir, "clusters"), "--log-format=json")
+	cmd.Env = append(cmd.Env, "DISABLE_HTTP2=1") // the client tells that it heeds this
+	cmd.Stderr = said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := sync.OnceValue(func() error { return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()) })
+	t.Cleanup(func() { _ = stop() })
+	testwait.Until(t, time.Minute, 10*time.Millisecond, func() error {
+		if !strings.Contains(said.String(), "HTTP2 has been explicitly disabled") {
+			return fmt.Errorf("the client has said nothing:\n%s", said)
+		}
+		return nil
+	})
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	for line := range strings.Lines(said.String()) {
+		var entry struct{ Time, Level, Msg string }
+		if err := json.Unmarshal([]byte(line), &entry); err != nil || entry.Time == "" || entry.Level == "" || entry.Msg == "" {
+			t.Errorf("no line of the log, %v: %s", err, line)
+		}
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
+	"k8s.io/klog/v2"
 
 	"sordino/access"
 	"sordino/agentconfig"
@@ -75,6 +76,7 @@ this machine down, and the next start builds them again.
 			if err != nil {
 				return err
 			}
+			klog.SetSlogLogger(s.log) // what the Kubernetes client has to say
 			return s.run(c.Context())
 		},
 	}
