@@ -66,7 +66,7 @@ func TestCommands(t *testing.T) {
 		return
 	}
 	t.Run("list and describe", func(t *testing.T) {
-		expectCommand(t, 0, "Listed 0 items.", "", "", "environments", "list", "--locations=europe-west1,us-east1")
+		expectCommand(t, 0, "Listed 0 items.", "note: no environment is in europe-west1, mars; project p has some in us-central1", "", "environments", "list", "--locations=europe-west1,mars")
 		a := expectCommand(t, 0, "NAME  LOCATION     STATE    MASQ AGENT  CREATED\ne     us-central1  RUNNING  yes", "", "", "environments", "list")
 		if !regexp.MustCompile(`(?m)yes +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$`).MatchString(a.stdout) {
 			t.Errorf("no time for people in\n%s", a.stdout)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -112,17 +113,25 @@ func (r *remote) listEnvironments() *cobra.Command {
 			locations = []string{"-"}
 		}
 		all := []*composer.Environment{}
-		for _, r.location = range locations {
-			parent, err := r.parent()
+		for _, location := range locations {
+			found, err := r.environmentsAt(c.Context(), s, location)
 			if err != nil {
 				return err
 			}
-			err = s.Composer.Projects.Locations.Environments.List(parent).PageSize(1000).Pages(c.Context(), func(p *composer.ListEnvironmentsResponse) error {
-				all = append(all, p.Environments...)
-				return nil
-			})
+			all = append(all, found...)
+		}
+		if len(all) == 0 && !slices.Contains(locations, "-") {
+			// The API lists nothing where nothing can be, too: it may be mistyped.
+			elsewhere, err := r.environmentsAt(c.Context(), s, "-")
 			if err != nil {
 				return err
+			}
+			var at []string
+			for _, e := range elsewhere {
+				at = append(at, strings.Split(e.Name, "/")[3])
+			}
+			if slices.Sort(at); len(at) > 0 {
+				fmt.Fprintf(c.ErrOrStderr(), "note: no environment is in %s; project %s has some in %s\n", strings.Join(locations, ", "), r.project, strings.Join(slices.Compact(at), ", "))
 			}
 		}
 		return r.print(c.OutOrStdout(), all, func(w io.Writer) {

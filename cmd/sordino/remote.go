@@ -223,14 +223,12 @@ func (r *remote) environment(ctx context.Context, s *client.Client, text string)
 		return r.name("environments", text)
 	}
 	var found []string
-	err := s.Composer.Projects.Locations.Environments.List("projects/"+r.project+"/locations/-").PageSize(1000).Pages(ctx, func(p *composer.ListEnvironmentsResponse) error {
-		for _, e := range p.Environments {
-			if strings.HasSuffix(e.Name, "/environments/"+text) {
-				found = append(found, e.Name)
-			}
+	all, err := r.environmentsAt(ctx, s, "-")
+	for _, e := range all {
+		if strings.HasSuffix(e.Name, "/environments/"+text) {
+			found = append(found, e.Name)
 		}
-		return nil
-	})
+	}
 	switch {
 	case err != nil:
 		return "", err
@@ -240,6 +238,21 @@ func (r *remote) environment(ctx context.Context, s *client.Client, text string)
 		return "", fmt.Errorf("which location? there are %s; give --location", strings.Join(found, " and "))
 	}
 	return found[0], nil
+}
+
+// environmentsAt are a location's environments; "-" is all locations.
+func (r *remote) environmentsAt(ctx context.Context, s *client.Client, location string) (all []*composer.Environment, err error) {
+	at := *r
+	at.location = location
+	parent, err := at.parent()
+	if err != nil {
+		return nil, err
+	}
+	err = s.Composer.Projects.Locations.Environments.List(parent).PageSize(1000).Pages(ctx, func(p *composer.ListEnvironmentsResponse) error {
+		all = append(all, p.Environments...)
+		return nil
+	})
+	return all, err
 }
 
 // completeEnvironments offers the names of environments to a shell.
