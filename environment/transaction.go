@@ -161,13 +161,14 @@ func idle(tx Tx, e *Environment) error {
 
 func inProgress(e *Environment, running *Operation) error {
 	metadata := map[string]string{"environment": e.Name.String(), "state": e.State.String()}
-	which := "an operation"
+	which, how := "an operation", ""
 	if running != nil {
 		metadata["operation"] = running.Name.String()
 		which = fmt.Sprintf("operation '%s'", running.Name)
+		how = fmt.Sprintf(": sordino operations wait %s, or the same with gcloud composer", running.Name)
 	}
 	return &Error{Code: Aborted, Reason: "OPERATION_IN_PROGRESS",
-		Message:  fmt.Sprintf("environment '%s' is in state %s: %s is under way; wait for it to end, then try again", e.Name, e.State, which),
+		Message:  fmt.Sprintf("environment '%s' is in state %s: %s is under way; wait for it to end, then try again%s", e.Name, e.State, which, how),
 		Metadata: metadata,
 		Resource: &Resource{Type: "Environment", Name: e.Name.String()}}
 }

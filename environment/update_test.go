@@ -261,7 +261,7 @@ func TestStates(t *testing.T) {
 		}
 		for what, change := range all {
 			err := change()
-			want := "OPERATION_IN_PROGRESS environment '" + name + "' is in state " + state.String() + ": operation '" + op.Name.String() + "' is under way; wait for it to end, then try again"
+			want := "OPERATION_IN_PROGRESS environment '" + name + "' is in state " + state.String() + ": operation '" + op.Name.String() + "' is under way; wait for it to end, then try again: sordino operations wait " + op.Name.String() + ", or the same with gcloud composer"
 			if got := violations(err); got != want || environment.CodeOf(err) != environment.Aborted {
 				t.Errorf("%s:\ngot  %s\nwant %s", what, got, want)
 			}
