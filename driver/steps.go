@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -36,12 +35,4 @@ func Each[T any](all []T, do func(T) error) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Count is a number of things, for a person.
-func Count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -93,7 +93,7 @@ func (e *Environment) Missing(o Observed) error {
 	}
 	// An existing cluster has the nodes that it has, at least one.
 	if want := len(e.Plan.NodeAddresses); len(o.Nodes) != want && (e.Cluster == "" || len(o.Nodes) == 0) {
-		return fmt.Errorf("%d nodes are in place, not %d", len(o.Nodes), want)
+		return fmt.Errorf("the number of nodes in place is %d, not %d", len(o.Nodes), want)
 	}
 	for _, n := range o.Nodes {
 		switch {

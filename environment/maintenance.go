@@ -55,7 +55,7 @@ func checkMaintenance(p *problems, w *servicepb.MaintenanceWindow) {
 			fmt.Sprintf("The maintenance window is %s long. It can be at most 24 hours long at a time.", hours(length)), "length", hours(length))
 	case problem == "" && time.Duration(times)*length < minMaintenanceWeekly:
 		p.add(fieldMaintenance, "MAINTENANCE_WINDOW_TOO_SHORT",
-			fmt.Sprintf("The maintenance window is %s long, %d times a week: %s in all. It has to be at least %s a week. Add days, or make it longer.", hours(length), times, hours(time.Duration(times)*length), hours(minMaintenanceWeekly)),
+			fmt.Sprintf("The maintenance window is %s long, %s: %s in all. It has to be at least %s a week. Add days, or make it longer.", hours(length), weekly(times), hours(time.Duration(times)*length), hours(minMaintenanceWeekly)),
 			"length", hours(length), "recurrence", w.GetRecurrence(), "minimum", hours(minMaintenanceWeekly))
 	}
 }
@@ -96,7 +96,17 @@ func timesAWeek(recurrence string) (times int, problem string) {
 	return 0, fmt.Sprintf("has the frequency '%s'", parts["FREQ"])
 }
 
+func weekly(times int) string {
+	if times == 1 {
+		return "once a week"
+	}
+	return fmt.Sprintf("%d times a week", times)
+}
+
 func hours(d time.Duration) string {
+	if d == time.Hour {
+		return "1 hour"
+	}
 	if d%time.Hour == 0 {
 		return fmt.Sprintf("%d hours", d/time.Hour)
 	}

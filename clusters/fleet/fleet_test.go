@@ -131,7 +131,7 @@ func TestRead(t *testing.T) {
 		})
 	}
 	f = read()
-	if len(f.Sources) != 2 || f.Sources[1].Name != "1 EgressNATPolicies" || f.Behind != nodes {
+	if len(f.Sources) != 2 || f.Sources[1].Name != "the set of 1 EgressNATPolicy" || f.Behind != nodes {
 		t.Fatalf("%v, %d behind", f.Sources, f.Behind)
 	}
 	c.Kubectl(t, "", "annotate", "node", "n001", "--overwrite", "sordino.dev/masq-config="+f.Sources[1].Digest)

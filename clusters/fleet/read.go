@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"sordino/clusters"
+	"sordino/internal/count"
 	"sordino/masq/configfile"
 	"sordino/masq/kube"
 	"sordino/masq/kube/egressnat"
@@ -105,5 +106,5 @@ func (r *Reader) sources(ctx context.Context) ([]Source, error) {
 	case err != nil:
 		return nil, err
 	}
-	return append(sources, Source{Name: fmt.Sprintf("%d EgressNATPolicies", len(all)), Digest: egressnat.Digest(all)}), nil
+	return append(sources, Source{Name: "the set of " + count.Of(len(all), egressnat.Kind), Digest: egressnat.Digest(all)}), nil
 }

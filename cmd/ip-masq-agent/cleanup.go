@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 
+	"sordino/internal/count"
 	"sordino/masq"
 	"sordino/masq/foreign"
 	"sordino/masq/iptables"
@@ -145,5 +146,5 @@ func unhookWarning(ctx context.Context, inv *invocation) (warning string, err er
 	if flows == 0 {
 		return "", nil
 	}
-	return fmt.Sprintf("nothing else on this node uses connection tracking, and %d translated connections are alive: removing our table breaks them", flows), nil
+	return fmt.Sprintf("removing our table breaks %s: nothing else on this node uses connection tracking", count.Of(flows, "translated connection")), nil
 }

@@ -363,7 +363,7 @@ func TestCleanupWarnsOfLiveConnections(t *testing.T) {
 		t.Errorf("it warns with no connection alive: %s", r.stderr)
 	}
 	netnstest.Do(t, n.Pod, func() error { return send("192.168.1.2:0", "203.0.113.10:9") })
-	const warning = "nothing else on this node uses connection tracking, and 1 translated connections are alive: removing our table breaks them"
+	const warning = "removing our table breaks 1 translated connection: nothing else on this node uses connection tracking"
 	call(t, n.Node, "", "cleanup", "--dry-run").expect(t, 0, []string{"would remove"}, []string{warning})
 	type report struct{ Warning string }
 	if r := decoded[report](t, call(t, n.Node, "", "cleanup", "--dry-run", "--output=json")); r.Warning != warning {

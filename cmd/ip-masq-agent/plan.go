@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"sordino/internal/count"
 	"sordino/masq"
 	"sordino/masq/agent"
 	"sordino/masq/configfile"
@@ -60,7 +61,7 @@ func plan(ctx context.Context, inv *invocation) (err error) {
 			fmt.Fprintf(w, "no changes: the kernel holds %s already (%s)\n", rules.Hash(), backend.Name())
 			return
 		}
-		fmt.Fprintf(w, "%d changes to reach %s (%s):\n", len(changes), rules.Hash(), backend.Name())
+		fmt.Fprintf(w, "%s to reach %s (%s):\n", count.Of(len(changes), "change"), rules.Hash(), backend.Name())
 		for _, c := range changes {
 			fmt.Fprintf(w, "  %s\n", c)
 		}

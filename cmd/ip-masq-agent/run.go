@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"sordino/internal/count"
 	"sordino/internal/nfnotify"
 	"sordino/masq/agent"
 	"sordino/masq/foreign"
@@ -113,7 +114,7 @@ func (p predecessors) Close() error {
 func (p predecessors) Remove(ctx context.Context) (removed, unreadable []string, err error) {
 	gone, unreadable, err := p.node.RemovePredecessors(ctx, p.keep)
 	for _, l := range gone {
-		removed = append(removed, fmt.Sprintf("%s: %s chain %s (%s iptables) with %d rules and %d jumps", l.Agent, l.Family, l.Chain, l.Flavour, l.Rules, l.Jumps))
+		removed = append(removed, fmt.Sprintf("%s: %s chain %s (%s iptables) with %s and %s", l.Agent, l.Family, l.Chain, l.Flavour, count.Of(l.Rules, "rule"), count.Of(l.Jumps, "jump")))
 	}
 	if p.table != nil {
 		tables, tableErr := p.table.Remove(ctx, false)

@@ -172,7 +172,7 @@ func TestServeOnClusters(t *testing.T) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
-	refused("the data folder has 1 environments on existing clusters (cluster-1): give their file with --clusters", func(o *serveOptions) { o.agentBinary = filepath.Join(programs, "ip-masq-agent") })
+	refused("the data folder has 1 environment on existing clusters (cluster-1): give their file with --clusters", func(o *serveOptions) { o.agentBinary = filepath.Join(programs, "ip-masq-agent") })
 	refused("--agent-binary is for clusters on this machine", func(o *serveOptions) { onClusters(o); o.agentBinary = "x" })
 	refused("--agent-image and --sordino-image are for existing clusters", func(o *serveOptions) { o.agentImage = "x" })
 	refused("opening the clusters file", func(o *serveOptions) { o.clusters = file + ".missing" })

@@ -140,7 +140,7 @@ func TestCommands(t *testing.T) {
 		expectCommand(t, 1, "", "name a file, or give --defaults", "", "masq", "set", "e")
 		expectCommand(t, 1, "", "is empty; to go back to the defaults give --defaults", "", "masq", "set", "e", file("empty", " \n"))
 		good := file("good.yaml", "nonMasqueradeCIDRs: [10.0.0.0/8, 198.51.100.0/24]\n")
-		expectCommand(t, 2, "node-1: set exempt4: 1 ranges added (198.51.100.0/24)\nnode-4: ", "", "", "masq", "plan", "e", good)
+		expectCommand(t, 2, "node-1: set exempt4: 1 range added (198.51.100.0/24)\nnode-4: ", "", "", "masq", "plan", "e", good)
 		expectCommand(t, 0, "Valid: the configuration would be accepted.", "", "", "masq", "set", "e", good, "--validate-only")
 		expectCommand(t, 0, `"done": true`, "", "", "masq", "set", "e", good, "--validate-only", "--format=json")
 		expectCommand(t, 1, "", "ABORTED: ", "", "masq", "set", "e", good, "--etag=77")

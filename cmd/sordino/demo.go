@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sordino/demo"
+	"sordino/internal/count"
 	"sordino/internal/isolate"
 	"sordino/lab"
 	"sordino/lab/host"
@@ -115,7 +116,7 @@ func runDemo(ctx context.Context, d *demo.Demo, o demoOptions) error {
 	switch {
 	case o.output == "json": // says so itself
 	case failed > 0:
-		fmt.Fprintf(d.Out, "%d rows are not as expected.\n", failed)
+		fmt.Fprintf(d.Out, "Not as expected: %s.\n", count.Of(failed, "row"))
 	default:
 		fmt.Fprintln(d.Out, "Every row is as expected.")
 	}

@@ -15,6 +15,7 @@ import (
 
 	"sordino/clusters"
 	"sordino/clusters/fleet"
+	"sordino/internal/count"
 	"sordino/masq/kube"
 )
 
@@ -159,11 +160,7 @@ func writeFleet(w io.Writer, f fleet.Fleet, kubectl string) {
 		}
 		sources = append(sources, fmt.Sprintf("%s is %s", s.Name, short(s.Digest)))
 	}
-	nodes := "nodes"
-	if len(f.Nodes) == 1 {
-		nodes = "node"
-	}
-	fmt.Fprintf(w, "%d %s: %s. %s.\n", len(f.Nodes), nodes, cmp.Or(strings.Join(counts, ", "), "nobody runs the agent"), strings.Join(sources, ", "))
+	fmt.Fprintf(w, "%s: %s. %s.\n", count.Of(len(f.Nodes), "node"), cmp.Or(strings.Join(counts, ", "), "nobody runs the agent"), strings.Join(sources, ", "))
 	if len(f.Nodes) > 0 && !slices.ContainsFunc(f.Nodes, func(n fleet.Node) bool { return n.State != kube.AgentSilent || n.Config != "" }) {
 		fmt.Fprintf(w, "No agent has ever told anything here: %s apply -k deploy/agent installs it.\n", kubectl)
 	}
@@ -187,7 +184,7 @@ func writeNotes(w io.Writer, nodes []fleet.Node) {
 		fmt.Fprintf(w, "note: %s (%s)\n", firstLine(text), clusters.Some(on[text]))
 	}
 	if more := len(notes) - most; more > 0 {
-		fmt.Fprintf(w, "and %d more notes; --format json has all of them\n", more)
+		fmt.Fprintf(w, "and %s; --format json has all of them\n", count.Of(more, "more note"))
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	kubedriver "sordino/driver/kube"
 	labdriver "sordino/driver/lab"
 	"sordino/environment"
+	"sordino/internal/count"
 	"sordino/reconcile"
 	"sordino/wire"
 )
@@ -95,12 +96,12 @@ func checkPlaces(ctx context.Context, store environment.Store, existing *cluster
 	}
 	if existing == nil {
 		if len(holders) > 0 {
-			return fmt.Errorf("the data folder has %d environments on existing clusters (%s): give their file with --clusters, or choose another data folder", len(holders), strings.Join(slices.Sorted(maps.Keys(holders)), ", "))
+			return fmt.Errorf("the data folder has %s on existing clusters (%s): give their file with --clusters, or choose another data folder", count.Of(len(holders), "environment"), strings.Join(slices.Sorted(maps.Keys(holders)), ", "))
 		}
 		return nil
 	}
 	if n := len(all) - len(holders); n > 0 {
-		return fmt.Errorf("the data folder has %d environments on this machine: serve them without --clusters, or choose another data folder", n)
+		return fmt.Errorf("the data folder has %s on this machine: serve without --clusters, or choose another data folder", count.Of(n, "environment"))
 	}
 	for name, holder := range holders {
 		if existing.ByName(name) == nil {

@@ -304,7 +304,7 @@ func TestAnAgentThatDoesItsWorkBadlyFailsTheDemo(t *testing.T) {
 	// Compatible with upstream, it does not exempt what it is told of the cluster.
 	agent := program(t, `exec `+filepath.Join(programs, "ip-masq-agent")+` "$@" --compat=upstream`)
 	r := users[0].run(t, "", "demo", "--agent-binary", agent)
-	if r.status != 1 || !strings.Contains(r.stdout, "   NO\n") || !strings.Contains(r.stdout, " rows are not as expected.") || strings.Contains(r.stdout, "Every row") {
+	if r.status != 1 || !strings.Contains(r.stdout, "   NO\n") || !strings.Contains(r.stdout, "Not as expected: ") || strings.Contains(r.stdout, "Every row") {
 		t.Errorf("status %d\n%s%s", r.status, r.stdout, r.stderr)
 	}
 	r = users[0].run(t, "", "demo", "--agent-binary", agent, "--output=json")

@@ -12,6 +12,7 @@ import (
 	"sordino/driver"
 	"sordino/environment"
 	"sordino/environment/address"
+	"sordino/internal/count"
 	"sordino/masq/kube"
 )
 
@@ -86,7 +87,7 @@ func (d *Driver) applyAgent(ctx context.Context, c *cluster, e *environment.Envi
 	if before {
 		changes = append(missing, changes...)
 	}
-	return driver.Count(len(objects), "object") + " of the agent applied" + d.told(c, e.Name.String(), changes), nil
+	return count.Of(len(objects), "object") + " of the agent applied" + d.told(c, e.Name.String(), changes), nil
 }
 
 // awaitAgents waits until every node's agent has looked at the configuration and

@@ -26,6 +26,7 @@ import (
 	"sordino/clusters"
 	"sordino/driver"
 	"sordino/environment"
+	"sordino/internal/count"
 	"sordino/reconcile"
 )
 
@@ -116,5 +117,5 @@ func (d *Driver) told(c *cluster, environment string, changes []string) string {
 }
 
 func onNodes(what string, n int) string {
-	return fmt.Sprintf("%s on %s", what, driver.Count(n, "node"))
+	return fmt.Sprintf("%s on %s", what, count.Of(n, "node"))
 }

@@ -12,6 +12,7 @@ import (
 	"sordino/clusters"
 	"sordino/driver"
 	"sordino/environment"
+	"sordino/internal/count"
 )
 
 // atOnce is how many Pods are asked at a time.
@@ -73,7 +74,7 @@ func judge(e *environment.Environment, packets []packet) (proof, detail string, 
 	case !e.AgentEnabled():
 		proof = clusters.Some(sentences)
 	default:
-		proof = fmt.Sprintf("%s; the Pods of %s likewise", sentences[0], driver.Count(len(sentences)-1, "other node"))
+		proof = fmt.Sprintf("%s; the Pods of %s likewise", sentences[0], count.Of(len(sentences)-1, "other node"))
 	}
 	return proof, proof, nil
 }

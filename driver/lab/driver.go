@@ -32,6 +32,7 @@ import (
 	"sordino/driver"
 	"sordino/environment"
 	"sordino/environment/address"
+	"sordino/internal/count"
 	"sordino/lab"
 	"sordino/lab/host"
 	"sordino/reconcile"
@@ -118,7 +119,7 @@ func (d *Driver) build(ctx context.Context, e *environment.Environment) (string,
 	if err := c.Note(ctx, e.UUID, map[string]string{noteName: e.Name.String()}); err != nil {
 		return "", err
 	}
-	detail := fmt.Sprintf("%s with a worker Pod each", driver.Count(len(spec.Nodes), "node"))
+	detail := fmt.Sprintf("%s with a worker Pod each", count.Of(len(spec.Nodes), "node"))
 	if len(changes) == 0 {
 		detail += ", there already"
 	}
@@ -172,7 +173,7 @@ func (d *Driver) startAgents(ctx context.Context, e *environment.Environment) (s
 		return "", err
 	}
 	slices.Sort(told)
-	return strings.Join(append([]string{driver.Count(len(is.Spec.Nodes), "agent") + " running"}, slices.Compact(told)...), "; "), nil
+	return strings.Join(append([]string{count.Of(len(is.Spec.Nodes), "agent") + " running"}, slices.Compact(told)...), "; "), nil
 }
 
 func (d *Driver) configure(ctx context.Context, e *environment.Environment, node string) (string, error) {

@@ -8,6 +8,7 @@ import (
 
 	"sordino/driver"
 	"sordino/environment"
+	"sordino/internal/count"
 	"sordino/lab/host"
 )
 
@@ -48,7 +49,7 @@ func (d *Driver) prove(ctx context.Context, e *environment.Environment) (string,
 		return "", err
 	}
 	if others := len(spec.Nodes) - 1; others > 0 {
-		proof += fmt.Sprintf("; the Pods of %s likewise", driver.Count(others, "other node"))
+		proof += fmt.Sprintf("; the Pods of %s likewise", count.Of(others, "other node"))
 	}
 	text, err := json.Marshal(state{Generation: e.Generation, Proof: proof, Checked: d.Now().UTC()})
 	if err != nil {

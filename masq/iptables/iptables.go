@@ -21,6 +21,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 
+	"sordino/internal/count"
 	"sordino/internal/netns"
 	"sordino/internal/nfnotify"
 	"sordino/masq"
@@ -227,7 +228,7 @@ func (b *Backend) planWrite(ctx context.Context, rs masq.RuleSet, fr masq.Family
 		// Declaring a chain empties it, in the same transaction that fills it.
 		p.commands = append(p.commands, ":"+b.chain+" - [0:0]")
 		p.commands = append(p.commands, want...)
-		p.what = append(p.what, fmt.Sprintf("%s chain %s: %d rules instead of %d", fr.Family, b.chain, len(want), len(held)))
+		p.what = append(p.what, fmt.Sprintf("%s chain %s: %s instead of %d", fr.Family, b.chain, count.Of(len(want), "rule"), len(held)))
 	}
 	// The first jump stays where it is; another agent's version may have left more.
 	if len(jumps) == 0 {
@@ -257,7 +258,7 @@ func (b *Backend) planRemove(ctx context.Context, p *familyPlan) error {
 		p.commands = append(p.commands, "-D"+strings.TrimPrefix(j, "-A"))
 	}
 	p.commands = append(p.commands, ":"+b.chain+" - [0:0]", "-X "+b.chain)
-	p.what = append(p.what, fmt.Sprintf("%s chain %s with %d jumps removed", p.family, b.chain, len(jumps)))
+	p.what = append(p.what, fmt.Sprintf("%s chain %s with %s removed", p.family, b.chain, count.Of(len(jumps), "jump")))
 	return nil
 }
 

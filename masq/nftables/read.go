@@ -17,6 +17,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"sordino/internal/count"
 	"sordino/masq"
 )
 
@@ -341,7 +342,7 @@ func (d difference) describe() []string {
 	slices.Sort(names)
 	for _, n := range names {
 		e := d.elements[n]
-		out = append(out, fmt.Sprintf("set %s: %d ranges added%s, %d removed%s", n, len(e.added), sample(e.added), len(e.gone), sample(e.gone)))
+		out = append(out, fmt.Sprintf("set %s: %s added%s, %d removed%s", n, count.Of(len(e.added), "range"), sample(e.added), len(e.gone), sample(e.gone)))
 	}
 	if len(out) == 0 && d.mark {
 		out = append(out, "the generation mark")

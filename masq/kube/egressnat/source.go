@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"sordino/internal/count"
 	"sordino/internal/kubeapi"
 	"sordino/masq/agent"
 	"sordino/masq/configfile"
@@ -64,7 +65,7 @@ func (p *Policies) Load() (agent.Loaded, error) {
 		}
 		return agent.Loaded{}, &agent.Unavailable{Err: err}
 	}
-	loaded := agent.Loaded{From: fmt.Sprintf("%d EgressNATPolicies", len(all)), Digest: Digest(all)}
+	loaded := agent.Loaded{From: count.Of(len(all), Kind), Digest: Digest(all)}
 	if len(all) == 0 {
 		loaded.From = "defaults (there is no EgressNATPolicy)"
 	}

@@ -3,12 +3,12 @@ package egressnat
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"time"
 
+	"sordino/internal/count"
 	"sordino/internal/kubeapi"
 	"sordino/masq/configfile"
 )
@@ -40,7 +40,7 @@ func verdict(p Policy, ipv6 bool) Condition {
 	ranges, problems := p.Check(ipv6)
 	if len(problems) == 0 {
 		c.Status, c.Reason = "True", "Accepted"
-		c.Message = fmt.Sprintf("Pods keep their own address towards %d destinations", len(ranges))
+		c.Message = "Pods keep their own address towards " + count.Of(len(ranges), "destination")
 		return c
 	}
 	c.Status, c.Reason = "False", reasons[problems[0].Reason]
