@@ -18,6 +18,8 @@ type Packet struct {
 	// Node are the addresses of the Pod's node; the first is the one that it
 	// sends with.
 	Node []netip.Addr
+	// Uplink is the node's interface that it leaves by; empty is not known.
+	Uplink string
 	// SeenAs is whom the destination saw; invalid when it saw nobody, and then
 	// Dropped says that its firewall is why, and Err what the sender met.
 	SeenAs  netip.Addr
@@ -35,13 +37,14 @@ func (p Packet) Prove(e *environment.Environment) (sentence string, err error) {
 	if err != nil {
 		return "", err
 	}
-	keeps := slices.Equal(want, []netip.Addr{p.From})
+	// The first of what is wanted is what an error names.
+	keeps := slices.Contains(want, p.From)
 	unproven := ""
 	if e.AgentEnabled() {
 		unproven = ": the masquerade itself is not proven"
 	}
 	switch {
-	case p.SeenAs.IsValid() && slices.Contains(want, p.SeenAs) && keeps:
+	case p.SeenAs == p.From && keeps:
 		return fmt.Sprintf("%s kept its own address towards %s (%s)%s", p.From, p.To, why, unproven), nil
 	case p.SeenAs.IsValid() && slices.Contains(want, p.SeenAs):
 		return fmt.Sprintf("%s was seen as %s by %s", p.From, p.SeenAs, p.To), nil
@@ -74,7 +77,6 @@ func (p Packet) expected(e *environment.Environment) ([]netip.Addr, string, erro
 	if err != nil {
 		return nil, "", fmt.Errorf("reading the agent's configuration: %w", err)
 	}
-	const uplink = "eth0"
 	options := masq.Options{Chain: masq.DefaultChain, RandomFully: true, Cluster: agentconfig.Cluster(e.Plan)}
 	if len(result.Config.OutputInterfaces) == 0 {
 		if err := inPodRange(e, p.From, masq.ClusterOf(result.Config, options).Pod); err != nil {
@@ -83,19 +85,24 @@ func (p Packet) expected(e *environment.Environment) ([]netip.Addr, string, erro
 	}
 	var facts masq.Facts
 	for _, a := range p.Node {
-		facts.Addresses = append(facts.Addresses, masq.NodeAddress{Interface: uplink, Prefix: netip.PrefixFrom(a, a.BitLen())})
+		facts.Addresses = append(facts.Addresses, masq.NodeAddress{Interface: p.Uplink, Prefix: netip.PrefixFrom(a, a.BitLen())})
 	}
-	verdict, err := masq.Explain(result.Config, options, facts, masq.Flow{Src: p.From, Dst: p.To, Protocol: "tcp", OutputInterface: uplink})
+	verdict, err := masq.Explain(result.Config, options, facts, masq.Flow{Src: p.From, Dst: p.To, Protocol: "tcp", OutputInterface: p.Uplink})
 	if err != nil {
 		return nil, "", fmt.Errorf("working out what the agent's configuration means: %w", err)
 	}
-	switch {
-	case verdict.Action != masq.Masquerade:
+	if verdict.Action != masq.Masquerade {
 		return []netip.Addr{p.From}, verdict.Reason, nil
-	case verdict.To.IsValid():
-		return []netip.Addr{verdict.To}, verdict.Reason, nil
 	}
-	return p.Node, verdict.Reason, nil
+	want := p.Node
+	if verdict.To.IsValid() {
+		want = []netip.Addr{verdict.To}
+	}
+	if len(result.Config.OutputInterfaces) > 0 && p.Uplink == "" {
+		// Both are right, each by another interface; the reason says so.
+		want = append(slices.Clone(want), p.From)
+	}
+	return want, verdict.Reason, nil
 }
 
 // inPodRange refuses a Pod that the agent takes for none: that it keeps its own

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,7 +72,7 @@ func judge(e *environment.Environment, packets []packet) (proof, detail string, 
 		return "", "not proven: " + clusters.Some(unproven), nil
 	case len(sentences) == 1:
 		proof = sentences[0]
-	case !e.AgentEnabled():
+	case !e.AgentEnabled(), slices.ContainsFunc(packets, func(p packet) bool { return p.kept() != packets[0].kept() }):
 		proof = clusters.Some(sentences)
 	default:
 		proof = fmt.Sprintf("%s; the Pods of %s likewise", sentences[0], count.Of(len(sentences)-1, "other node"))
@@ -85,6 +86,9 @@ type packet struct {
 	on string
 }
 
+// kept says that the target saw the Pod's own address.
+func (p packet) kept() bool { return p.SeenAs == p.From }
+
 // proves says what a packet proves, or why it proves nothing, or what is wrong.
 func (p packet) proves(e *environment.Environment) (proven, unproven string, err error) {
 	switch {
@@ -97,7 +101,7 @@ func (p packet) proves(e *environment.Environment) (proven, unproven string, err
 		dropped := p.Packet
 		dropped.Dropped = true
 		if _, err := dropped.Prove(e); err == nil {
-			return "", fmt.Sprintf("%s keeps its own address, and %s did not answer it (%s)", p.From, p.To, p.Err), nil
+			return "", fmt.Sprintf("%s may keep its own address, and %s did not answer it (%s)", p.From, p.To, p.Err), nil
 		}
 	}
 	proven, err = p.Prove(e)

@@ -25,6 +25,7 @@ func (d *Driver) prove(ctx context.Context, e *environment.Environment) (string,
 		return "", err
 	}
 	to := spec.Outside[0].Addresses[0]
+	const uplink = "eth0" // of every node of a lab
 	var from []string
 	for _, n := range spec.Nodes {
 		from = append(from, n.Pods[0].Name)
@@ -37,7 +38,7 @@ func (d *Driver) prove(ctx context.Context, e *environment.Environment) (string,
 	var errs []error
 	for i, n := range spec.Nodes {
 		saw := seen[i]
-		sentence, err := driver.Packet{From: n.Pods[0].Addresses[0], To: to, Node: n.Addresses,
+		sentence, err := driver.Packet{From: n.Pods[0].Addresses[0], To: to, Node: n.Addresses, Uplink: uplink,
 			SeenAs: saw.As, Dropped: saw.Dropped, Err: saw.Error}.Prove(e)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", n.Name, err))
