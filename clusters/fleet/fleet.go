@@ -55,9 +55,12 @@ type Node struct {
 	Version string `json:"version,omitempty"`
 	// Reason says why a node is not ready.
 	Reason string `json:"reason,omitempty"`
-	// Findings are what the configuration's author should know.
+	// Findings are what the configuration's author should know, and ours.
 	Findings []string `json:"findings,omitempty"`
 }
+
+// cordoned is why a node without an agent's Pod is not silent.
+const cordoned = "the node is cordoned and has no agent's Pod: what that told last counts as long as it is fresh"
 
 // judge makes a fleet of what was read. agents are the names of the nodes that
 // an agent's Pod is on.
@@ -89,8 +92,12 @@ func judgeNode(o kube.Node, agents map[string]bool, sources []Source, now time.T
 	}
 	n.Current = slices.ContainsFunc(sources, func(s Source) bool { return s.Error == "" && s.Digest == n.Config })
 	n.State, n.Reason = o.Agent(now)
-	if n.State != kube.AgentSilent && !agents[n.Name] && !o.Spec.Unschedulable {
-		n.State, n.Reason = kube.AgentSilent, "there is no agent's Pod on the node"
+	if n.State != kube.AgentSilent && !agents[n.Name] {
+		if o.Spec.Unschedulable {
+			n.Findings = append(n.Findings, cordoned)
+		} else {
+			n.State, n.Reason = kube.AgentSilent, "there is no agent's Pod on the node"
+		}
 	}
 	return n
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,9 @@ func TestJudge(t *testing.T) {
 	} {
 		f := judge([]kube.Node{nodeOf(t, tc.node)}, tc.agents, sources, now)
 		n := f.Nodes[0]
+		if told := slices.Contains(n.Findings, cordoned); told != (name == "cordoned") {
+			t.Errorf("%s: %q", name, n.Findings)
+		}
 		if n.State != tc.state || n.Current != tc.current || !strings.Contains(n.Reason, tc.reason) || (tc.reason == "") != (n.Reason == "") {
 			t.Errorf("%s: %+v", name, n)
 		}
