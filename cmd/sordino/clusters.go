@@ -25,7 +25,8 @@ the server does for a create, and changes nothing. It prints each cluster's
 version, nodes and ranges, who has claimed it, whether an agent is installed that
 is no environment's, what contradicts the file and what to write instead. It ends
 with 1 when the file has a mistake, or a cluster does not answer or is not what
-the file says; a cluster that is claimed is none.
+the file says; a cluster that is claimed is none. Whether nodes can pull the
+images is only seen when an environment is created.
 
 The probe target of a cluster proves that its Pods are masqueraded only where the
 environment's configuration masquerades to it. By default it does not to
