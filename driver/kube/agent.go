@@ -110,7 +110,7 @@ func (d *Driver) awaitAgents(ctx context.Context, c *cluster, e *environment.Env
 			if reason := n.rejects(digest, d.Now()); reason != "" {
 				return driver.ConfigRejected(n.Metadata.Name, reason)
 			}
-			if why := cmp.Or(n.lacks(digest, d.Now()), podTrouble(agentSet, agents, n.Metadata.Name, true)); why != "" {
+			if why := cmp.Or(n.lacks(digest, d.Now()), c.podTrouble(agentSet, agents, n.Metadata.Name, true)); why != "" {
 				lack = append(lack, n.Metadata.Name+": "+why)
 			}
 		}
