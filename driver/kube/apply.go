@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/util/retry"
 
 	"sordino/clusters"
 	"sordino/environment"
@@ -118,16 +119,15 @@ func (c *cluster) find(ctx context.Context, o *unstructured.Unstructured) (*unst
 // taken off as well, but for labels and annotations: a node selector can
 // disable a DaemonSet as well as another image.
 func (c *cluster) applyOne(ctx context.Context, o *unstructured.Unstructured) (told string, err error) {
-	for try := 1; ; try++ {
+	// A status was written meanwhile, or somebody has made the object.
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		change, err := c.applyTo(ctx, o)
 		if change != "" {
 			told = change
 		}
-		// A status was written meanwhile, or somebody has made the object.
-		if !apierrors.IsConflict(err) || try == 5 {
-			return told, err
-		}
-	}
+		return err
+	})
+	return told, err
 }
 
 // applyTo applies an object to what it finds, and to nothing else: the error is
@@ -352,18 +352,23 @@ func differences(path string, a, b any) []string {
 
 // remove deletes an object that is the environment's; one of somebody else, and
 // one that is not there, are none of ours.
-func (c *cluster) remove(ctx context.Context, uuid string, o *unstructured.Unstructured) (bool, error) {
-	is, err := c.find(ctx, o)
-	if err != nil || is == nil || is.GetLabels()[clusters.EnvironmentLabel] != uuid {
-		return false, err
-	}
-	id, version, background := is.GetUID(), is.GetResourceVersion(), metav1.DeletePropagationBackground
-	err = c.of(o).Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &background, Preconditions: &metav1.Preconditions{UID: &id, ResourceVersion: &version}})
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("deleting %s: %w", nameOf(o), err)
-	}
-	return true, nil
+func (c *cluster) remove(ctx context.Context, uuid string, o *unstructured.Unstructured) (removed bool, err error) {
+	// A status was written meanwhile, or it is somebody else's now.
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		is, err := c.find(ctx, o)
+		if err != nil || is == nil || is.GetLabels()[clusters.EnvironmentLabel] != uuid {
+			return err
+		}
+		id, version, background := is.GetUID(), is.GetResourceVersion(), metav1.DeletePropagationBackground
+		err = c.of(o).Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &background, Preconditions: &metav1.Preconditions{UID: &id, ResourceVersion: &version}})
+		switch {
+		case apierrors.IsNotFound(err):
+			return nil
+		case err != nil:
+			return fmt.Errorf("deleting %s: %w", nameOf(o), err)
+		}
+		removed = true
+		return nil
+	})
+	return removed, err
 }

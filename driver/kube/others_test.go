@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 
+	"sordino/clusters"
 	"sordino/environment"
 	"sordino/masq/kube"
 )
@@ -335,6 +336,63 @@ func TestWorkerComesLater(t *testing.T) {
 	w.eventually(func() error { return w.inPlace(d, e) })
 }
 
+// through is the cluster behind another way to its API server.
+func (w *world) through(way func(next http.RoundTripper) http.RoundTripper) *cluster {
+	w.t.Helper()
+	c := &cluster{Cluster: w.c.Cluster, config: rest.CopyConfig(w.c.config)}
+	c.config.Wrap(way)
+	var err error
+	if c.client, err = dynamic.NewForConfig(c.config); err != nil {
+		w.t.Fatal(err)
+	}
+	if c.raw, err = rest.UnversionedRESTClientFor(dynamic.ConfigFor(c.config)); err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Between our look at an object and its removal others write to it.
+func TestRemovedThoughItChanges(t *testing.T) {
+	w := newWorld(t)
+	o := configMap()
+	label(o, "an-uuid")
+	before := func(command ...string) *cluster {
+		w.kubectl("delete", "configmap", "-n", "kube-system", "ip-masq-agent", "--ignore-not-found")
+		if _, err := w.c.applyOne(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		var once sync.Once
+		return w.through(func(next http.RoundTripper) http.RoundTripper {
+			return roundTrip(func(r *http.Request) (*http.Response, error) {
+				if r.Method == http.MethodDelete {
+					once.Do(func() { w.kubectl(command...) })
+				}
+				return next.RoundTrip(r)
+			})
+		})
+	}
+	c := before("annotate", "configmap", "-n", "kube-system", "ip-masq-agent", "else=where")
+	if removed, err := c.remove(t.Context(), "an-uuid", o); err != nil || !removed {
+		t.Errorf("annotated meanwhile: %v, %v", removed, err)
+	}
+	c = before("delete", "configmap", "-n", "kube-system", "ip-masq-agent")
+	if removed, err := c.remove(t.Context(), "an-uuid", o); err != nil || removed {
+		t.Errorf("deleted meanwhile: %v, %v", removed, err)
+	}
+	c = before("label", "configmap", "-n", "kube-system", "ip-masq-agent", "--overwrite", clusters.EnvironmentLabel+"=another")
+	if removed, err := c.remove(t.Context(), "an-uuid", o); err != nil || removed {
+		t.Errorf("another's meanwhile: %v, %v", removed, err)
+	}
+	if is, err := w.c.find(t.Context(), o); err != nil || is == nil {
+		t.Errorf("another's is gone: %v", err)
+	}
+	w.kubectl("delete", "configmap", "-n", "kube-system", "ip-masq-agent")
+}
+
 // logs answers for kubelets that are asked for logs.
 type logs struct {
 	next http.RoundTripper
@@ -385,16 +443,8 @@ func TestLogsAreReadSparingly(t *testing.T) {
 		return nil
 	})
 	read := &logs{}
-	c := &cluster{Cluster: w.c.Cluster, config: rest.CopyConfig(w.c.config)}
-	c.config.Wrap(func(next http.RoundTripper) http.RoundTripper { read.next = next; return read })
-	var err error
-	if c.client, err = dynamic.NewForConfig(c.config); err != nil {
-		t.Fatal(err)
-	}
-	if c.raw, err = rest.UnversionedRESTClientFor(dynamic.ConfigFor(c.config)); err != nil {
-		t.Fatal(err)
-	}
-	_, err = c.rolledOut(t.Context(), workerSet)
+	c := w.through(func(next http.RoundTripper) http.RoundTripper { read.next = next; return read })
+	_, err := c.rolledOut(t.Context(), workerSet)
 	if err == nil || strings.Count(err.Error(), "it ended with status 1; the end of its log: no such file") != 3 || !strings.HasSuffix(err.Error(), "and 2 more") {
 		t.Errorf("said: %v", err)
 	}
