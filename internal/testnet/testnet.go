@@ -1,7 +1,8 @@
 // Package testnet is the smallest network in which masquerading can be seen:
 // a Pod, its node and a service, each a network namespace, in both families.
 // Tests and benchmarks that need no cluster use it; everything larger is a
-// lab.
+// lab. Its traffic, a connection that goes on and a stream of new ones, is what a
+// change of rules is tested under.
 package testnet
 
 import (

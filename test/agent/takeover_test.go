@@ -1,18 +1,12 @@
 package agent
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"sordino/internal/agentproc"
 	"sordino/internal/netnstest"
-	"sordino/internal/testnet"
-	"sordino/internal/testwait"
 	"sordino/masq/xtables"
 )
 
@@ -62,7 +56,7 @@ func TestTakeOver(t *testing.T) {
 						counter nodes { }
 						chain in { type filter hook input priority 0; ip saddr 192.168.0.0/16 counter name pods; ip saddr 10.0.0.0/8 counter name nodes; }
 					}`, netnstest.Program(t, "nft"), "-f", "-")
-					talk, stop := n.connection(), n.stream()
+					talk, stop := n.Connection(n.T), n.Stream(n.T)
 					talk("before")
 
 					n.start()
@@ -84,80 +78,5 @@ func TestTakeOver(t *testing.T) {
 				})
 			}
 		}
-	}
-}
-
-// connection opens a TCP connection and returns a function that uses it once.
-func (n *node) connection() func(when string) {
-	n.Helper()
-	var listener net.Listener
-	netnstest.Do(n.T, n.Service, func() (err error) {
-		listener, err = net.Listen("tcp", "203.0.113.10:0")
-		return err
-	})
-	defer listener.Close()
-	var client net.Conn
-	netnstest.Do(n.T, n.Pod, func() (err error) {
-		client, err = net.DialTimeout("tcp", listener.Addr().String(), time.Minute)
-		return err
-	})
-	server, err := listener.Accept()
-	if err != nil {
-		n.Fatal(err)
-	}
-	n.Cleanup(func() { client.Close(); server.Close() })
-	return func(when string) {
-		n.Helper()
-		if _, err := client.Write([]byte("ping")); err != nil {
-			n.Fatalf("%s: %v", when, err)
-		}
-		server.SetReadDeadline(time.Now().Add(time.Minute))
-		if k, err := server.Read(make([]byte, 8)); err != nil || k != 4 {
-			n.Fatalf("%s: the connection broke: %v", when, err)
-		}
-	}
-}
-
-// stream sends first packets of ever new connections until it is stopped.
-func (n *node) stream() (stop func()) {
-	n.Helper()
-	var conn net.PacketConn
-	netnstest.Do(n.T, n.Pod, func() (err error) {
-		conn, err = net.ListenPacket("udp", "192.168.1.2:0")
-		return err
-	})
-	ctx, cancel := context.WithCancel(n.Context())
-	var sent atomic.Int64
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for port := 1; ctx.Err() == nil; port = port%65535 + 1 {
-			if _, err := conn.WriteTo([]byte("x"), &net.UDPAddr{IP: testnet.Service4.AsSlice(), Port: port}); err == nil {
-				sent.Add(1)
-			}
-		}
-	}()
-	n.Cleanup(func() {
-		cancel()
-		<-done
-		conn.Close()
-	})
-	// A busy machine may leave it standing: it runs before the change, and after.
-	runs := func() {
-		n.Helper()
-		before := sent.Load()
-		testwait.Until(n, time.Minute, time.Millisecond, func() error {
-			if more := sent.Load() - before; more < 100 {
-				return fmt.Errorf("only %d connections were opened", more)
-			}
-			return nil
-		})
-	}
-	runs()
-	return func() {
-		n.Helper()
-		runs()
-		cancel()
-		<-done
 	}
 }

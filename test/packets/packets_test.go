@@ -8,14 +8,12 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"sordino/internal/netns"
 	"sordino/internal/netnstest"
 	"sordino/internal/testnet"
-	"sordino/internal/testwait"
 	"sordino/masq"
 	"sordino/masq/foreign"
 	"sordino/masq/iptables"
@@ -236,7 +234,7 @@ func TestAConnectionSurvivesEveryChange(t *testing.T) {
 			if _, err := b.Apply(t.Context(), plain, 1); err != nil {
 				t.Fatal(err)
 			}
-			talk := connection(t, n)
+			talk := n.Connection(t)
 			for i, change := range []func(*masq.Config, *masq.Options){
 				func(c *masq.Config, _ *masq.Options) {
 					c.NonMasquerade, c.NonMasqueradeGiven = parse("0.0.0.0/0,::/0"), true
@@ -251,41 +249,6 @@ func TestAConnectionSurvivesEveryChange(t *testing.T) {
 				talk(fmt.Sprintf("after change %d", i))
 			}
 		})
-	}
-}
-
-// connection opens a TCP connection and returns a function that uses it once.
-func connection(t *testing.T, n *testnet.Net) func(string) {
-	t.Helper()
-	var listener net.Listener
-	netnstest.Do(t, n.Service, func() (err error) {
-		listener, err = net.Listen("tcp", "203.0.113.10:0")
-		return err
-	})
-	t.Cleanup(func() { listener.Close() })
-	accepted := make(chan net.Conn, 1)
-	go func() {
-		c, err := listener.Accept()
-		if err == nil {
-			accepted <- c
-		}
-	}()
-	var client net.Conn
-	netnstest.Do(t, n.Pod, func() (err error) {
-		client, err = net.DialTimeout("tcp", listener.Addr().String(), time.Minute)
-		return err
-	})
-	server := <-accepted
-	t.Cleanup(func() { client.Close(); server.Close() })
-	return func(when string) {
-		t.Helper()
-		if _, err := client.Write([]byte("ping")); err != nil {
-			t.Fatalf("%s: %v", when, err)
-		}
-		server.SetReadDeadline(time.Now().Add(time.Minute))
-		if k, err := server.Read(make([]byte, 8)); err != nil || k != 4 {
-			t.Fatalf("%s: the connection broke: %v", when, err)
-		}
 	}
 }
 
@@ -313,8 +276,8 @@ func TestTakeOver(t *testing.T) {
 						counter nodes { }
 						chain in { type filter hook input priority 0; ip saddr 192.168.0.0/16 counter name pods; ip saddr 10.0.0.0/8 counter name nodes; }
 					}`, netnstest.Program(t, "nft"), "-f", "-")
-					talk := connection(t, n)
-					stop := stream(t, n)
+					talk := n.Connection(t)
+					stop := n.Stream(t)
 					b := openBackend(t, n.Node)
 					if _, err := b.Apply(t.Context(), rules(t, n, nil), 1); err != nil {
 						t.Fatal(err)
@@ -379,7 +342,7 @@ func TestNoPacketEscapesAReplacement(t *testing.T) {
 					counter nodes { }
 					chain in { type filter hook prerouting priority -300; ip saddr 192.168.0.0/16 counter name pods drop; ip saddr 10.0.0.0/8 counter name nodes drop; }
 				}`, netnstest.Program(t, "nft"), "-f", "-")
-				stop := stream(t, n)
+				stop := n.Stream(t)
 				for i := range times {
 					if c, err := b.Apply(t.Context(), sets[(i+1)%len(sets)], uint64(i+2)); err != nil || !c.Wrote {
 						t.Fatalf("wrote %v, %v", c.Wrote, err)
@@ -409,50 +372,6 @@ func takeOver(t *testing.T, n *testnet.Net, backend, chain string) func() ([]for
 		keep = []foreign.Keep{{Flavour: flavour, Chain: masq.DefaultChain}}
 	}
 	return func() ([]foreign.Predecessor, []string, error) { return others.RemovePredecessors(t.Context(), keep) }
-}
-
-// stream sends first packets of ever new connections until it is stopped.
-func stream(t *testing.T, n *testnet.Net) (stop func()) {
-	t.Helper()
-	var conn net.PacketConn
-	netnstest.Do(t, n.Pod, func() (err error) {
-		conn, err = net.ListenPacket("udp", "192.168.1.2:0")
-		return err
-	})
-	ctx, cancel := context.WithCancel(t.Context())
-	var sent atomic.Int64
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for port := 1; ctx.Err() == nil; port = port%65535 + 1 {
-			if _, err := conn.WriteTo([]byte("x"), &net.UDPAddr{IP: testnet.Service4.AsSlice(), Port: port}); err == nil {
-				sent.Add(1)
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		cancel()
-		<-done
-		conn.Close()
-	})
-	// A busy machine may leave it standing: it runs before the change, and after.
-	runs := func() {
-		t.Helper()
-		before := sent.Load()
-		testwait.Until(t, time.Minute, time.Millisecond, func() error {
-			if n := sent.Load() - before; n < 100 {
-				return fmt.Errorf("only %d connections were opened", n)
-			}
-			return nil
-		})
-	}
-	runs()
-	return func() {
-		t.Helper()
-		runs()
-		cancel()
-		<-done
-	}
 }
 
 // TestMulticastAndBroadcastStay sends from an address in a Pod range what no
