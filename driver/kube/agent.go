@@ -100,6 +100,16 @@ func (d *Driver) awaitAgents(ctx context.Context, c *cluster, e *environment.Env
 		if err != nil {
 			return err
 		}
+		for i := range all {
+			if reason := all[i].rejects(digest, d.Now()); reason != "" {
+				return driver.ConfigRejected(all[i].Metadata.Name, reason)
+			}
+		}
+		if _, err := c.rolledOut(ctx, agentSet); err != nil {
+			return err
+		}
+		// How many nodes the DaemonSet counts is not asked: a Node that is made
+		// again under its name is not counted while its Pod is still there.
 		agents, err := c.podsOf(ctx, agentSet)
 		if err != nil {
 			return err
@@ -107,17 +117,9 @@ func (d *Driver) awaitAgents(ctx context.Context, c *cluster, e *environment.Env
 		var lack []string
 		for i := range all {
 			n := &all[i]
-			if reason := n.rejects(digest, d.Now()); reason != "" {
-				return driver.ConfigRejected(n.Metadata.Name, reason)
-			}
 			if why := cmp.Or(n.lacks(digest, d.Now()), c.podTrouble(agentSet, agents, n.Metadata.Name, true)); why != "" {
 				lack = append(lack, n.Metadata.Name+": "+why)
 			}
-		}
-		// How many nodes the DaemonSet counts is not asked: a Node that is made
-		// again under its name is not counted while its Pod is still there.
-		if _, err := c.rolledOut(ctx, agentSet); err != nil {
-			return err
 		}
 		if len(lack) > 0 {
 			return fmt.Errorf("%s", clusters.Some(lack))
