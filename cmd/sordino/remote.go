@@ -194,14 +194,16 @@ func (r *remote) unreachable(err error) error {
 	return fmt.Errorf("the server %s cannot be reached: %w; is \"sordino serve\" running there? name another with --server", r.server, err)
 }
 
-func (r *remote) parent() (string, error) {
+func (r *remote) parent() (string, error) { return r.parentAt(r.location) }
+
+func (r *remote) parentAt(location string) (string, error) {
 	if r.project == "" {
 		return "", errors.New("which project? give --project, or set SORDINO_PROJECT; \"sordino env sordino\" prints what to set")
 	}
-	if r.location == "" {
+	if location == "" {
 		return "", errors.New("which location? give --location, for example us-central1, or set CLOUDSDK_COMPOSER_LOCATION")
 	}
-	return "projects/" + r.project + "/locations/" + r.location, nil
+	return "projects/" + r.project + "/locations/" + location, nil
 }
 
 // name is a resource's full name, from a short or a full one.
@@ -242,9 +244,7 @@ func (r *remote) environment(ctx context.Context, s *client.Client, text string)
 
 // environmentsAt are a location's environments; "-" is all locations.
 func (r *remote) environmentsAt(ctx context.Context, s *client.Client, location string) (all []*composer.Environment, err error) {
-	at := *r
-	at.location = location
-	parent, err := at.parent()
+	parent, err := r.parentAt(location)
 	if err != nil {
 		return nil, err
 	}
